@@ -1,0 +1,64 @@
+"""Settings of the core, validated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MS = 1_000_000
+"""Nanoseconds in a millisecond: deadlines are in nanoseconds, settings in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoreConfig:
+    """Timing, windows and bounds of one node.
+
+    Args:
+        node_id: this node's id; must be a member for the node ever to campaign.
+        heartbeat_ms: how often a leader contacts each peer.
+        election_timeout_ms: minimum; each draw is uniform between it and twice it (thesis 3.4).
+        max_append_bytes: payload of one append message (a single larger entry still goes alone).
+        max_append_entries: entries of one append message.
+        max_inflight_messages: append messages in flight per peer.
+        max_inflight_bytes: bytes in flight per peer.
+        max_uncommitted_bytes: bytes appended by this leader and not committed; beyond it proposals
+            are refused as overloaded.
+        max_apply_bytes: entries handed to the state machine at once.
+        max_pending_reads: reads waiting for confirmation or apply; beyond it they are refused.
+        entry_cache_bytes: recent entries kept in memory to feed followers and the state machine.
+        snapshot_chunk_bytes: size of one snapshot chunk.
+        trailing_entries: entries kept behind the newest snapshot for slow followers.
+    """
+
+    node_id: str
+    heartbeat_ms: int = 60
+    election_timeout_ms: int = 300
+    max_append_bytes: int = 1 << 20
+    max_append_entries: int = 4096
+    max_inflight_messages: int = 64
+    max_inflight_bytes: int = 16 << 20
+    max_uncommitted_bytes: int = 64 << 20
+    max_apply_bytes: int = 4 << 20
+    max_pending_reads: int = 65536
+    entry_cache_bytes: int = 32 << 20
+    snapshot_chunk_bytes: int = 256 << 10
+    trailing_entries: int = 10240
+
+    def __post_init__(self) -> None:
+        if not self.node_id:
+            raise ValueError("node_id must not be empty")
+        if self.heartbeat_ms < 1:
+            raise ValueError(f"heartbeat_ms must be at least 1, not {self.heartbeat_ms}")
+        if self.election_timeout_ms < 2 * self.heartbeat_ms:
+            raise ValueError(
+                f"election_timeout_ms ({self.election_timeout_ms}) must be at least twice "
+                f"heartbeat_ms ({self.heartbeat_ms}): one lost heartbeat must not cost an election"
+            )
+        for name in (
+            "max_append_bytes", "max_append_entries", "max_inflight_messages",
+            "max_inflight_bytes", "max_uncommitted_bytes", "max_apply_bytes",
+            "max_pending_reads", "entry_cache_bytes", "snapshot_chunk_bytes",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.trailing_entries < 0:
+            raise ValueError("trailing_entries must not be negative")

@@ -1,0 +1,174 @@
+"""What the driver must do after a step, in the order given.
+
+``Persist`` and ``Send`` are tied together by marks: a ``Send`` with ``after`` may leave only when
+the write of that mark is durable (O1, O2, O8). The driver has no other way to know when a message
+may go, which is what makes replying before durability impossible to write by accident.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from raftcore.core.messages import Message
+from raftcore.core.types import (
+    Configuration,
+    Entry,
+    HardState,
+    NodeId,
+    SnapshotMeta,
+    WriteMark,
+)
+
+
+class Effect:
+    """Base of all effects."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Persist(Effect):
+    """One atomic durable write: hard state, truncation and entries together (O1, O3).
+
+    ``hard_state`` None leaves it unchanged. ``truncate_from`` removes that index and everything
+    after it before ``entries`` are appended. ``commit_hint`` may be stored with it; it is only ever
+    a lower bound used at the next start. The driver answers with
+    :class:`~raftcore.core.events.WriteDurable`; it may join several writes into one transaction,
+    in order.
+    """
+
+    mark: WriteMark
+    hard_state: HardState | None
+    truncate_from: int | None
+    entries: tuple[Entry, ...]
+    commit_hint: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Effect):
+    """Give ``message`` to the transport; if ``after`` is set, only once that write is durable."""
+
+    to: NodeId
+    message: Message
+    after: WriteMark | None
+
+
+@dataclass(frozen=True, slots=True)
+class Apply(Effect):
+    """Hand these committed, locally durable entries to the state machine, in order."""
+
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEntries(Effect):
+    """Read entries from storage, from ``first`` to at most ``last``, about ``max_bytes``.
+
+    At least one entry is wanted even when it alone is larger. Answered by
+    :class:`~raftcore.core.events.EntriesRead` with the same ``request_id``.
+    """
+
+    request_id: int
+    first: int
+    last: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReleased(Effect):
+    """The read may be served: the state machine has applied at least ``index``."""
+
+    read_id: int
+    index: int
+
+
+class RefusalReason(Enum):
+    NOT_LEADER = "not_leader"
+    OVERLOADED = "overloaded"
+    TRANSFERRING = "transferring"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRefused(Effect):
+    """No position could be given; nothing was read. The caller may ask again."""
+
+    read_id: int
+    reason: RefusalReason
+    leader_id: NodeId | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalAccepted(Effect):
+    """The proposal was appended at (``index``, ``term``); whether it commits is not known yet."""
+
+    token: int
+    index: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalRefused(Effect):
+    """The proposal was not appended anywhere and never will be."""
+
+    token: int
+    reason: RefusalReason
+    leader_id: NodeId | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeadershipChanged(Effect):
+    """Role, term or known leader of this node changed."""
+
+    role: str
+    term: int
+    leader_id: NodeId | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationChanged(Effect):
+    """This configuration is now in force (from append on, thesis 4.1)."""
+
+    configuration: Configuration
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compact(Effect):
+    """Log entries below ``first_index`` may be deleted."""
+
+    first_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSnapshotChunk(Effect):
+    """Write received snapshot bytes at ``offset``; offset 0 starts a new file.
+
+    When the file is complete (``offset + len(data) == meta.size_bytes``) the driver verifies the
+    digest, makes it durable, installs it into storage and state machine (O6) and answers with
+    :class:`~raftcore.core.events.SnapshotInstalled`; before that each stored chunk is answered with
+    :class:`~raftcore.core.events.SnapshotChunkStored`.
+    """
+
+    meta: SnapshotMeta
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSnapshotChunk(Effect):
+    """Read up to ``max_bytes`` of the snapshot from ``offset`` for peer ``to``."""
+
+    to: NodeId
+    meta: SnapshotMeta
+    offset: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferFinished(Effect):
+    """Outcome of a leadership transfer that this node was asked for."""
+
+    succeeded: bool
+    target: NodeId | None
+    detail: str

@@ -1,0 +1,108 @@
+"""Configurations: their bytes, and the stack of those in force along the log.
+
+A configuration is in force from the moment its entry is *appended* (thesis 4.1), and goes out of
+force again if that entry is truncated, which is what the stack is for (rules 38, 39).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raftcore.core.types import Configuration, Member, NodeId
+
+CONFIGURATION_FORMAT = 1
+
+
+def encode_configuration(configuration: Configuration) -> bytes:
+    """Canonical bytes: compact JSON with sorted keys, so equal configurations are equal bytes."""
+    body = {
+        "format": CONFIGURATION_FORMAT,
+        "cluster_id": configuration.cluster_id,
+        "members": [
+            {
+                "node_id": m.node_id,
+                "address": m.address,
+                "incarnation": m.incarnation.hex(),
+                "voter": m.voter,
+                "attributes": [list(pair) for pair in m.attributes],
+            }
+            for m in configuration.members
+        ],
+        "old_voters": list(configuration.old_voters),
+    }
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def decode_configuration(raw: bytes) -> Configuration:
+    """The configuration of those bytes.
+
+    Raises:
+        ValueError: not a configuration of a format known here.
+    """
+    try:
+        body: dict[str, Any] = json.loads(raw)
+        if body["format"] != CONFIGURATION_FORMAT:
+            raise ValueError(f"configuration format {body['format']} is not known here")
+        members = tuple(
+            Member(
+                node_id=m["node_id"],
+                address=m["address"],
+                incarnation=bytes.fromhex(m["incarnation"]),
+                voter=m["voter"],
+                attributes=tuple((k, v) for k, v in m["attributes"]),
+            )
+            for m in body["members"]
+        )
+        return Configuration(body["cluster_id"], members, tuple(body["old_voters"]))
+    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a configuration: {error}") from error
+
+
+class ConfigurationStack:
+    """The configurations along the log, oldest first; the last one is in force.
+
+    The bottom is the configuration at the snapshot (or an empty one before bootstrap). Entries
+    above it are the configuration entries still in the log, by index.
+    """
+
+    def __init__(self, base_index: int, base: Configuration) -> None:
+        self._stack: list[tuple[int, Configuration]] = [(base_index, base)]
+
+    @property
+    def current(self) -> Configuration:
+        return self._stack[-1][1]
+
+    @property
+    def current_index(self) -> int:
+        return self._stack[-1][0]
+
+    def push(self, index: int, configuration: Configuration) -> None:
+        assert index > self._stack[-1][0], "configuration entries are appended in order"
+        self._stack.append((index, configuration))
+
+    def truncate(self, from_index: int) -> bool:
+        """Entries from ``from_index`` on are gone; True if the configuration in force changed."""
+        changed = False
+        while len(self._stack) > 1 and self._stack[-1][0] >= from_index:
+            self._stack.pop()
+            changed = True
+        return changed
+
+    def compact(self, index: int) -> None:
+        """Everything up to ``index`` is in a snapshot: the last configuration there is the base."""
+        while len(self._stack) > 1 and self._stack[1][0] <= index:
+            del self._stack[0]
+
+    def at(self, index: int) -> Configuration:
+        """The configuration in force at ``index``, which is not below the base."""
+        for position, configuration in reversed(self._stack):
+            if position <= index:
+                return configuration
+        raise AssertionError(f"no configuration known at {index}")
+
+
+def is_voter(configuration: Configuration, node_id: NodeId) -> bool:
+    """Whether that node may vote and be counted under ``configuration``, joint or not."""
+    member = configuration.member(node_id)
+    return (member is not None and member.voter) or node_id in configuration.old_voters

@@ -1,0 +1,148 @@
+"""Values that the whole library speaks: entries, positions, configurations.
+
+Everything here is immutable and free of behaviour that could differ between machines. Times inside
+entries are data stamped by a leader; nothing in the core decides by them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+NodeId = str
+
+#: Terms and indexes are bounded so that one hostile number cannot pin a cluster (rule 15).
+MAX_TERM = 2**62
+MAX_INDEX = 2**62
+
+
+class EntryType(IntEnum):
+    """What an entry of the log means to the library."""
+
+    NOOP = 0  #: appended by a new leader to commit what earlier terms left (thesis 3.6.2, 6.4)
+    COMMAND = 1  #: bytes for the state machine
+    CONFIGURATION = 2  #: an encoded :class:`Configuration`, in force from the moment it is appended
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of the replicated log.
+
+    ``client_id`` and ``sequence`` identify a command for exactly-once sessions (empty and 0 when
+    unused); ``timestamp_ms`` is the leader's wall clock when it appended the entry, in Unix
+    milliseconds; ``feature_level`` is the level the entry was written under. All of them are in the
+    format from the first release on because they cannot be added later.
+    """
+
+    index: int
+    term: int
+    type: EntryType
+    data: bytes = b""
+    client_id: bytes = b""
+    sequence: int = 0
+    timestamp_ms: int = 0
+    feature_level: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """What the entry costs in windows and batches: its payload plus a fixed header."""
+        return len(self.data) + 64
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in the log, ordered as elections compare logs: term first, then index (3.6.1)."""
+
+    term: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class HardState:
+    """What a node must remember across a crash before it says anything of that term (rule 2)."""
+
+    term: int = 0
+    vote: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A node as the configuration knows it.
+
+    ``incarnation`` is the 16 random bytes drawn when the member's directory was made; (node id,
+    incarnation) is never reused. ``attributes`` are opaque to the library (Guardian keeps a member's
+    HTTP address there).
+    """
+
+    node_id: NodeId
+    address: str
+    incarnation: bytes
+    voter: bool = True
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Who the members are. ``members`` is sorted by node id, each id at most once.
+
+    ``old_voters`` is empty except in a joint configuration (thesis 4.3), where a majority of it is
+    needed too. ``cluster_id`` names the cluster and never changes.
+    """
+
+    cluster_id: str
+    members: tuple[Member, ...]
+    old_voters: tuple[NodeId, ...] = ()
+
+    def __post_init__(self) -> None:
+        ids = [member.node_id for member in self.members]
+        if ids != sorted(set(ids)):
+            raise ValueError("members must be sorted by node id, without repeats")
+
+    @property
+    def voters(self) -> tuple[NodeId, ...]:
+        return tuple(m.node_id for m in self.members if m.voter)
+
+    @property
+    def learners(self) -> tuple[NodeId, ...]:
+        return tuple(m.node_id for m in self.members if not m.voter)
+
+    def member(self, node_id: NodeId) -> Member | None:
+        """The member of that id, or None."""
+        for m in self.members:
+            if m.node_id == node_id:
+                return m
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotMeta:
+    """What a snapshot stands for: the log up to and including ``index``.
+
+    ``chain`` is the log's SHA-256 hash chain at ``index``; ``configuration`` the committed
+    configuration there; ``size_bytes`` and ``digest`` (SHA-256) describe the whole file as it is
+    transferred.
+    """
+
+    index: int
+    term: int
+    chain: bytes
+    configuration: Configuration
+    size_bytes: int
+    digest: bytes
+
+    @property
+    def position(self) -> Position:
+        return Position(self.term, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteMark:
+    """Names one durable write of this run: its place in the order of writes, and who wrote it.
+
+    ``sequence`` grows by one per :class:`~raftcore.core.effects.Persist` and is never reused within
+    a run, so a completion can never be taken for that of other bytes at the same log position (the
+    ABA of rule 30); ``term`` is the term in which the write was issued.
+    """
+
+    sequence: int
+    term: int

@@ -1,0 +1,143 @@
+"""Errors that users of the library see, each with a stable ``code``.
+
+Three families: *refusals* (nothing happened and nothing will), *outcome unknown* (it may still
+happen), and *startup or storage failures* (the node must not run; each has a named exit code).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Process exit codes, after sysexits where one fits. Documented in ``docs/operations.md``."""
+
+    OK = 0
+    INVARIANT = 70  #: EX_SOFTWARE: an invariant of the protocol does not hold
+    LOCKED = 73  #: another process uses the data directory
+    STORAGE_IO = 74  #: EX_IOERR: first storage error, final for this process
+    NO_SPACE = 75  #: the disk is full
+    LOG_CORRUPT = 76  #: checksum, chain or structure of the log is wrong
+    UNSUPPORTED_FS = 77  #: network or otherwise unsuitable file system
+    CONFIG = 78  #: EX_CONFIG: identity, bootstrap or settings do not fit
+
+
+class RaftcoreError(Exception):
+    """Base of the library's errors."""
+
+    code = "raftcore_error"
+
+
+class RefusedError(RaftcoreError):
+    """Nothing happened and nothing will: safe to try again elsewhere or later."""
+
+    code = "refused"
+
+
+class NotLeaderError(RefusedError):
+    """This node does not lead. ``leader_id`` is a hint, or None when no leader is known."""
+
+    code = "not_leader"
+
+    def __init__(self, leader_id: str | None, detail: str = "") -> None:
+        self.leader_id = leader_id
+        hint = f"; the leader is {leader_id}" if leader_id else "; no leader is known"
+        super().__init__((detail or "this node is not the leader") + hint)
+
+
+class OverloadedError(RefusedError):
+    """A bound was reached (queue, uncommitted bytes, pending reads)."""
+
+    code = "overloaded"
+
+
+class EntryTooLargeError(RefusedError):
+    """The proposal is larger than one entry may be."""
+
+    code = "entry_too_large"
+
+
+class StoppedError(RefusedError):
+    """The node is not running (not started, stopping or stopped)."""
+
+    code = "stopped"
+
+
+class UnknownPeerError(RefusedError):
+    """No member of that name, or none that can be reached."""
+
+    code = "unknown_peer"
+
+
+class OutcomeUnknownError(RaftcoreError):
+    """The proposal may or may not take effect. Never to be read as "failed" (rule 51)."""
+
+    code = "outcome_unknown"
+
+
+class StorageError(RaftcoreError):
+    """The store can not be used. The first one is final for the process (rule 46)."""
+
+    code = "E_STORAGE_IO"
+    exit_code: ExitCode = ExitCode.STORAGE_IO
+
+
+class NoSpaceError(StorageError):
+    code = "E_NO_SPACE"
+    exit_code = ExitCode.NO_SPACE
+
+
+class LockedError(StorageError):
+    code = "E_LOCKED"
+    exit_code = ExitCode.LOCKED
+
+
+class LogCorruptError(StorageError):
+    code = "E_LOG_CORRUPT"
+    exit_code = ExitCode.LOG_CORRUPT
+
+
+class TruncatedFileError(LogCorruptError):
+    code = "E_TRUNCATED"
+
+
+class GapError(LogCorruptError):
+    """The log does not continue where the newest snapshot ends."""
+
+    code = "E_GAP"
+
+
+class UnsupportedFilesystemError(StorageError):
+    code = "E_UNSUPPORTED_FS"
+    exit_code = ExitCode.UNSUPPORTED_FS
+
+
+class IdentityError(StorageError):
+    """The directory belongs to another node or cluster, or its identity record is damaged."""
+
+    code = "E_IDENTITY"
+    exit_code = ExitCode.CONFIG
+
+
+class FormatTooNewError(StorageError):
+    code = "E_FORMAT_TOO_NEW"
+    exit_code = ExitCode.CONFIG
+
+
+class ForkedError(StorageError):
+    """Used in a child process after fork()."""
+
+    code = "E_FORKED"
+
+
+class BootstrapError(RaftcoreError):
+    """This start may not create or join the cluster; ``code`` says why."""
+
+    code = "E_BOOTSTRAP"
+    exit_code = ExitCode.CONFIG
+
+
+class AlreadyBootstrappedError(BootstrapError):
+    """The listed peers run a cluster in which this node id has another incarnation (rule 43)."""
+
+    code = "already_bootstrapped"

@@ -1,0 +1,59 @@
+"""What a node asks of its transport.
+
+Messages of the protocol may be lost, delayed, repeated and reordered; Raft copes. A transport only
+promises that what arrives is intact and that ``sender`` is who the connection was authenticated as.
+All methods are called on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from raftcore.core.messages import Message
+from raftcore.core.types import Configuration, NodeId
+
+
+class Receiver(Protocol):
+    """Where a transport delivers."""
+
+    def on_message(self, message: Message) -> None: ...
+
+    def on_peer_lost(self, peer: NodeId) -> None:
+        """The connection over which we send to ``peer`` broke; what was in flight may be gone."""
+        ...
+
+    async def on_request(self, sender: NodeId, payload: bytes) -> bytes:
+        """Answer an application request from a member. Exceptions reach the caller as refusals."""
+        ...
+
+
+class Transport(Protocol):
+    """Carries messages between the members of one cluster."""
+
+    async def start(self, receiver: Receiver) -> None:
+        """Listen and begin to deliver."""
+        ...
+
+    def configure(self, configuration: Configuration) -> None:
+        """These are the members and their addresses from now on."""
+        ...
+
+    def send(self, to: NodeId, message: Message) -> None:
+        """Queue a message. Never blocks: when the peer's bounded queue is full it is dropped."""
+        ...
+
+    async def request(self, to: NodeId, payload: bytes, timeout_s: float) -> bytes:
+        """Ask a member's application and await its answer.
+
+        Raises:
+            UnknownPeerError: nothing was sent.
+            OutcomeUnknownError: it was sent (or may have been) and no answer came.
+            RefusedError: the peer's application refused before doing anything.
+        """
+        ...
+
+    def connected(self) -> frozenset[NodeId]:
+        """Peers that an authenticated connection stands to right now."""
+        ...
+
+    async def close(self) -> None: ...
