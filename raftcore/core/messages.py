@@ -122,7 +122,7 @@ class TimeoutNow(Message):
 
 @dataclass(frozen=True, slots=True)
 class ReadIndexRequest(Message):
-    """A follower asks for a linearizable read position; ``read_id`` is the follower's own number."""
+    """A follower asks for a linearizable read position; ``read_id`` is its own number."""
 
     read_id: int
 

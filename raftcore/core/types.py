@@ -70,8 +70,8 @@ class Member:
     """A node as the configuration knows it.
 
     ``incarnation`` is the 16 random bytes drawn when the member's directory was made; (node id,
-    incarnation) is never reused. ``attributes`` are opaque to the library (Guardian keeps a member's
-    HTTP address there).
+    incarnation) is never reused. ``attributes`` are opaque to the library (Guardian keeps a
+    member's HTTP address there).
     """
 
     node_id: NodeId

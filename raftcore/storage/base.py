@@ -149,10 +149,6 @@ class LogStorage(Protocol):
         """
         ...
 
-    def record_peer(self, node_id: str, incarnation: bytes) -> bytes:
-        """Remember a peer's incarnation durably on first contact; returns the remembered one."""
-        ...
-
     def close(self) -> None: ...
 
 
