@@ -1,0 +1,119 @@
+"""What a leader knows of each peer: a machine of three states, and a window.
+
+``match_index`` is proven by acknowledgements of this leadership and only grows (rule 22);
+``next_index`` is a guess that may fall back, never to ``match_index`` or below.
+
+* PROBE: one message at a time, to find where the logs agree.
+* REPLICATE: messages are sent ahead of acknowledgements, up to the window in messages and bytes.
+* SNAPSHOT: what the peer needs is compacted; it is fed the snapshot, one chunk at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+from raftcore.core.types import SnapshotMeta
+
+
+class ProgressState(Enum):
+    PROBE = "probe"
+    REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"
+
+
+@dataclass(slots=True)
+class InFlight:
+    """An append that was sent and not answered. ``sequence`` names it (rule 24)."""
+
+    sequence: int
+    prev_index: int
+    last_index: int
+    size_bytes: int
+    proven: bool = False  #: its prev was acknowledged before it was sent
+
+
+@dataclass(slots=True)
+class SnapshotFeed:
+    """Where the transfer of ``meta`` to a peer stands. ``waiting_since_ns`` None: send next."""
+
+    meta: SnapshotMeta
+    offset: int = 0
+    waiting_since_ns: int | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """One peer, seen by the leader."""
+
+    next_index: int
+    last_contact_ns: int
+    state: ProgressState = ProgressState.PROBE
+    match_index: int = 0
+    read_counter: int = 0
+    inflight: deque[InFlight] = field(default_factory=deque)
+    inflight_bytes: int = 0
+    reading: int | None = None  #: request id of entries being read from storage for this peer
+    feed: SnapshotFeed | None = None
+    sent_commit: int = 0
+    #: it rejected what it had acknowledged: it lost data, and counts for nothing any more
+    regressed: bool = False
+
+    @property
+    def counted_match(self) -> int:
+        """What counts towards a quorum."""
+        return 0 if self.regressed else self.match_index
+
+    def become_probe(self) -> None:
+        self.state = ProgressState.PROBE
+        self.next_index = self.match_index + 1
+        self._clear()
+
+    def become_replicate(self) -> None:
+        self.state = ProgressState.REPLICATE
+        self.next_index = self.match_index + 1
+        self._clear()
+
+    def become_snapshot(self, meta: SnapshotMeta) -> None:
+        self.state = ProgressState.SNAPSHOT
+        self._clear()
+        self.feed = SnapshotFeed(meta)
+
+    def _clear(self) -> None:
+        self.inflight.clear()
+        self.inflight_bytes = 0
+        self.reading = None
+        self.feed = None
+
+    def sent(self, message: InFlight) -> None:
+        self.inflight.append(message)
+        self.inflight_bytes += message.size_bytes
+
+    def forget_through(self, sequence: int) -> None:
+        """Answers come in the order of requests: everything up to this one is settled or lost."""
+        while self.inflight and self.inflight[0].sequence <= sequence:
+            self.inflight_bytes -= self.inflight.popleft().size_bytes
+
+    def find(self, sequence: int) -> InFlight | None:
+        for message in self.inflight:
+            if message.sequence == sequence:
+                return message
+        return None
+
+    def window_open(self, max_messages: int, max_bytes: int) -> bool:
+        return len(self.inflight) < max_messages and self.inflight_bytes < max_bytes
+
+    def acknowledge(self, match_index: int) -> bool:
+        """A positive answer; whether ``match_index`` grew."""
+        if match_index <= self.match_index:
+            return False
+        self.match_index = match_index
+        self.next_index = max(self.next_index, match_index + 1)
+        return True
+
+    def backtrack(self, next_index: int) -> None:
+        """A rejection: probe from ``next_index``, but never at or below what is proven."""
+        self.state = ProgressState.PROBE
+        self._clear()
+        self.next_index = max(min(next_index, self.next_index), self.match_index + 1)

@@ -1,0 +1,527 @@
+"""Raft: one entry point. Events go in, effects come out; roles and terms are dispatched here.
+
+Reading order: ``types``, ``messages``, ``events``, ``effects``; then ``state`` and ``log``; then
+``election``, ``replication``, ``reads``, ``snapshots``, ``transfer``; this file last.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from raftcore.core import election, reads, replication, snapshots, transfer
+from raftcore.core import events as ev
+from raftcore.core import messages as msg
+from raftcore.core.config import MS, CoreConfig
+from raftcore.core.effects import (
+    Effect,
+    ProposalAccepted,
+    ProposalRefused,
+    RefusalReason,
+)
+from raftcore.core.errors import InvariantError, MisuseError, PeerViolationError
+from raftcore.core.log import RaftLog
+from raftcore.core.membership import ConfigurationStack
+from raftcore.core.state import CoreState, Leadership, Role, WaitFor
+from raftcore.core.types import (
+    MAX_TERM,
+    Configuration,
+    Entry,
+    EntryType,
+    HardState,
+    NodeId,
+    Position,
+    SnapshotMeta,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredState:
+    """What the driver read from disk: hard state, log positions, configurations, snapshot.
+
+    ``terms`` are runs (first index, term) over ``first_index..last_index``; ``base_configuration``
+    is in force at ``base_index`` (the snapshot's, or an empty one at 0) and ``configurations`` are
+    the configuration entries after it. ``commit_hint`` is a lower bound of the commit index and
+    ``applied`` what the state machine holds.
+    """
+
+    hard_state: HardState
+    first_index: int
+    last_index: int
+    terms: tuple[tuple[int, int], ...]
+    before_first: Position
+    snapshot: SnapshotMeta | None
+    base_index: int
+    base_configuration: Configuration
+    configurations: tuple[tuple[int, Configuration], ...]
+    commit_hint: int
+    applied: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One peer as the leader sees it, and why it is not sent more."""
+
+    node_id: NodeId
+    state: str
+    match_index: int
+    next_index: int
+    inflight_messages: int
+    inflight_bytes: int
+    contact_age_ms: int
+    snapshot_offset: int | None
+    regressed: bool
+    paused_because: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """An immutable picture of a node's core."""
+
+    node_id: NodeId
+    role: str
+    term: int
+    vote: NodeId | None
+    leader_id: NodeId | None
+    last_index: int
+    durable_index: int
+    commit_index: int
+    applied_index: int
+    first_index: int
+    snapshot_index: int
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...]
+    uncommitted_bytes: int
+    pending_reads: int
+    leader_contact_age_ms: int | None
+    peers: tuple[PeerStatus, ...]
+    not_leader_because: str | None
+
+
+class Raft:
+    """The protocol core of one node. Pure: no clock, no I/O, no randomness but ``rng``.
+
+    Args:
+        config: timing and bounds.
+        recovered: what the node held when it stopped.
+        rng: source of election timeouts; equal seeds and events give equal effects.
+        now_ns: monotonic time of construction.
+
+    Raises:
+        InvariantError: what was recovered contradicts itself (the state machine is ahead of the
+            durable log: the log went back).
+    """
+
+    def __init__(
+        self, config: CoreConfig, recovered: RecoveredState, rng: random.Random, now_ns: int
+    ) -> None:
+        snapshot_index = recovered.snapshot.index if recovered.snapshot else 0
+        committed = max(recovered.commit_hint, snapshot_index, recovered.applied)
+        if committed > recovered.last_index:
+            raise InvariantError(
+                f"{committed} was committed or applied, but the log ends at {recovered.last_index}"
+            )
+        log = RaftLog(
+            first_index=recovered.first_index,
+            last_index=recovered.last_index,
+            terms=recovered.terms,
+            before_first=recovered.before_first,
+            snapshot=recovered.snapshot,
+            committed=committed,
+            applied=recovered.applied,
+            cache_bytes=config.entry_cache_bytes,
+        )
+        configurations = ConfigurationStack(recovered.base_index, recovered.base_configuration)
+        for index, configuration in recovered.configurations:
+            configurations.push(index, configuration)
+        s = CoreState(config, log, configurations, recovered.hard_state, rng, now_ns)
+        election.reset_election_timer(s)
+        if s.voters() == [s.node_id]:
+            s.election_deadline_ns = now_ns  # nobody to wait for (rule 13)
+        self._s = s
+        self._failed: InvariantError | None = None
+
+    # -- the entry point ------------------------------------------------------------------------
+
+    def step(self, event: ev.Event) -> list[Effect]:
+        """Handle one event; the effects are to be executed in order.
+
+        Raises:
+            MisuseError: the driver broke the contract; nothing changed.
+            PeerViolationError: the message was impossible; it had no effect.
+            InvariantError: the node must stop. Every later step raises it again.
+        """
+        s = self._s
+        if self._failed is not None:
+            raise self._failed
+        if event.now_ns < s.now_ns:
+            raise MisuseError(f"time went back from {s.now_ns} to {event.now_ns}")
+        handler = _EVENTS.get(type(event))
+        if handler is None:
+            raise MisuseError(f"{type(event).__name__} is not an event of the core")
+        s.now_ns = event.now_ns
+        try:
+            handler(s, event)
+            self._settle()
+        except InvariantError as error:
+            self._failed = error
+            raise
+        return s.flush()
+
+    @property
+    def next_deadline_ns(self) -> int:
+        """When a :class:`~raftcore.core.events.Tick` is wanted at the latest."""
+        s = self._s
+        leadership = s.leadership
+        if leadership is None:
+            return s.election_deadline_ns
+        deadline = min(
+            leadership.heartbeat_deadline_ns,
+            election.quorum_contact_ns(s, leadership) + s.election_timeout_ns,
+        )
+        if leadership.transfer is not None:
+            deadline = min(deadline, leadership.transfer.deadline_ns)
+        return deadline
+
+    def _settle(self) -> None:
+        """What follows from any event: commit, reads, apply, hand-over."""
+        s = self._s
+        leadership = s.leadership
+        if leadership is not None:
+            replication.advance_commit(s, leadership)
+            reads.on_commit(s, leadership)
+            reads.release_confirmed(s, leadership)
+            replication.announce_commit(s, leadership)
+            transfer.proceed(s, leadership)
+        replication.hand_out(s)
+
+    # -- looking in -----------------------------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration in force here."""
+        return self._s.configuration
+
+    def configuration_at(self, index: int) -> Configuration:
+        """The configuration in force at ``index``, for a snapshot there."""
+        return self._s.configurations.at(index)
+
+    @property
+    def is_leader(self) -> bool:
+        return self._s.role is Role.LEADER
+
+    @property
+    def leader_id(self) -> NodeId | None:
+        return self._s.leader_id
+
+    @property
+    def term(self) -> int:
+        return self._s.term
+
+    @property
+    def commit_index(self) -> int:
+        return self._s.log.committed
+
+    @property
+    def applied_index(self) -> int:
+        return self._s.log.applied
+
+    def status(self) -> Status:
+        """A picture that can say why."""
+        s = self._s
+        leadership = s.leadership
+        pending = len(s.remote_reads) + len(s.confirmed_reads)
+        if leadership is not None:
+            pending += len(leadership.reads) + len(leadership.reads_before_commit)
+        contact = s.leader_contact_ns
+        return Status(
+            node_id=s.node_id,
+            role=s.role.value,
+            term=s.term,
+            vote=s.vote,
+            leader_id=s.leader_id,
+            last_index=s.log.last_index,
+            durable_index=s.log.durable,
+            commit_index=s.log.committed,
+            applied_index=s.log.applied,
+            first_index=s.log.first_index,
+            snapshot_index=s.log.snapshot.index if s.log.snapshot else 0,
+            voters=s.configuration.voters,
+            learners=s.configuration.learners,
+            uncommitted_bytes=leadership.uncommitted_bytes if leadership else 0,
+            pending_reads=pending,
+            leader_contact_age_ms=None if contact is None else (s.now_ns - contact) // MS,
+            peers=tuple(_peer_statuses(s, leadership)) if leadership else (),
+            not_leader_because=_why_not_leader(s),
+        )
+
+
+def _peer_statuses(s: CoreState, leadership: Leadership) -> list[PeerStatus]:
+    statuses = []
+    for peer, p in leadership.progress.items():
+        paused = None
+        if p.regressed:
+            paused = "it denies entries that it acknowledged"
+        elif p.feed is not None:
+            paused = "it is being fed a snapshot"
+        elif p.reading is not None:
+            paused = "entries for it are being read from storage"
+        elif p.inflight and p.state.value == "probe":
+            paused = "a probe is unanswered"
+        elif not p.window_open(s.config.max_inflight_messages, s.config.max_inflight_bytes):
+            paused = "its window is full"
+        statuses.append(
+            PeerStatus(
+                node_id=peer,
+                state=p.state.value,
+                match_index=p.match_index,
+                next_index=p.next_index,
+                inflight_messages=len(p.inflight),
+                inflight_bytes=p.inflight_bytes,
+                contact_age_ms=(s.now_ns - p.last_contact_ns) // MS,
+                snapshot_offset=p.feed.offset if p.feed else None,
+                regressed=p.regressed,
+                paused_because=paused,
+            )
+        )
+    return statuses
+
+
+def _why_not_leader(s: CoreState) -> str | None:
+    if s.role is Role.LEADER:
+        return None
+    if not s.is_voter:
+        return "it is not a voter of the configuration in force"
+    if s.leader_id is not None:
+        return f"it follows {s.leader_id}"
+    if s.role is Role.PRE_CANDIDATE:
+        return "it asks whether it could win (pre-vote) and has no majority yet"
+    if s.role is Role.CANDIDATE:
+        return "it campaigns and has no majority yet"
+    return "it waits for a leader or for its election timeout"
+
+
+# -- events -------------------------------------------------------------------------------------
+
+
+def _on_tick(s: CoreState, _event: ev.Tick) -> None:
+    leadership = s.leadership
+    if leadership is None:
+        if s.now_ns >= s.election_deadline_ns:
+            election.on_election_timeout(s)
+        return
+    election.check_quorum(s, leadership)
+    if s.leadership is None:
+        return
+    transfer.check_deadline(s, leadership)
+    if s.now_ns >= leadership.heartbeat_deadline_ns:
+        leadership.heartbeat_deadline_ns = s.now_ns + s.config.heartbeat_ms * MS
+        for peer, progress in leadership.progress.items():
+            replication.send_heartbeat(s, leadership, peer, progress)
+
+
+def _on_propose(s: CoreState, event: ev.Propose) -> None:
+    leadership = s.leadership
+    reason = None
+    if leadership is None:
+        reason = RefusalReason.NOT_LEADER
+    elif leadership.transfer is not None:
+        reason = RefusalReason.TRANSFERRING
+    if leadership is None or reason is not None:
+        for p in event.proposals:
+            s.emit(ProposalRefused(p.token, reason or RefusalReason.NOT_LEADER, s.leader_id))
+        return
+    accepted: list[Entry] = []
+    room = s.config.max_uncommitted_bytes - leadership.uncommitted_bytes
+    index = s.log.last_index
+    for p in event.proposals:
+        # One proposal may always be under way, however large, or it could never be accepted.
+        if room <= 0:
+            s.emit(ProposalRefused(p.token, RefusalReason.OVERLOADED, s.leader_id))
+            continue
+        index += 1
+        entry = Entry(
+            index, s.term, EntryType.COMMAND, p.data, p.client_id, p.sequence, p.timestamp_ms
+        )
+        room -= entry.size_bytes
+        accepted.append(entry)
+        s.emit(ProposalAccepted(p.token, index, s.term))
+    if accepted:
+        replication.append_as_leader(s, leadership, tuple(accepted))
+        replication.broadcast(s, leadership)
+
+
+def _on_read_requested(s: CoreState, event: ev.ReadRequested) -> None:
+    reads.request(s, event.read_id)
+
+
+def _on_write_durable(s: CoreState, event: ev.WriteDurable) -> None:
+    s.write_durable(event.mark)
+    if s.hard_state_durable:
+        election.on_hard_state_durable(s)
+
+
+def _on_entries_read(s: CoreState, event: ev.EntriesRead) -> None:
+    if event.request_id == s.reading_to_apply:
+        replication.on_entries_to_apply(s, event.entries)
+    elif s.leadership is not None:
+        replication.on_entries_read(s, s.leadership, event.request_id, event.entries)
+
+
+def _on_applied(s: CoreState, event: ev.Applied) -> None:
+    s.log.applied_to(event.index)
+    reads.on_applied(s)
+
+
+def _on_snapshot_chunk_read(s: CoreState, event: ev.SnapshotChunkRead) -> None:
+    if s.leadership is not None:
+        snapshots.on_chunk_read(s, s.leadership, event)
+
+
+def _on_snapshot_installed(s: CoreState, event: ev.SnapshotInstalled) -> None:
+    snapshots.on_installed(s, event)
+    reads.on_applied(s)
+
+
+def _on_transfer_requested(s: CoreState, event: ev.TransferRequested) -> None:
+    transfer.request(s, event.target)
+
+
+def _on_peer_unreachable(s: CoreState, event: ev.PeerUnreachable) -> None:
+    if s.leadership is None:
+        return
+    progress = s.leadership.progress.get(event.peer)
+    if progress is None:
+        return
+    if progress.feed is not None:
+        progress.feed.waiting_since_ns = None
+    else:
+        progress.become_probe()
+
+
+# -- messages -----------------------------------------------------------------------------------
+
+
+def _on_message(s: CoreState, event: ev.MessageReceived) -> None:
+    m = event.message
+    if m.sender == s.node_id or not 0 <= m.term <= MAX_TERM:
+        raise PeerViolationError(f"a message of {m.sender} in term {m.term} can not be")
+    if isinstance(m, msg.AppendRequest):
+        replication.check_contiguous(m)
+    if isinstance(m, msg.VoteRequest):
+        _on_any_vote_request(s, m)
+        return
+    if isinstance(m, msg.VoteReply) and m.pre_vote and m.granted:
+        election.on_vote_reply(s, m)
+        return
+    if m.term > s.term:
+        leads = isinstance(m, msg.AppendRequest | msg.Heartbeat | msg.SnapshotChunk)
+        election.become_follower(s, m.term, m.sender if leads else None)
+    elif m.term < s.term:
+        _answer_the_past(s, m)
+        return
+    _MESSAGES[type(m)](s, m)
+
+
+def _on_any_vote_request(s: CoreState, m: msg.VoteRequest) -> None:
+    if m.pre_vote:
+        election.on_pre_vote_request(s, m)
+        return
+    if m.term > s.term:
+        if election.is_sticky(s) and not m.transfer:
+            # A leader is alive: not even the term is adopted (4.2.3, rule 11).
+            election.refuse_vote(s, m)
+            return
+        election.become_follower(s, m.term, None)
+    if m.term < s.term:
+        election.refuse_vote(s, m)
+    else:
+        election.on_vote_request(s, m)
+
+
+def _answer_the_past(s: CoreState, m: msg.Message) -> None:
+    """A message of an earlier term changes nothing; a stale leader learns of the new term (8)."""
+    if isinstance(m, msg.AppendRequest | msg.Heartbeat | msg.SnapshotChunk):
+        s.send(m.sender, msg.HeartbeatReply(s.node_id, s.term, 0), WaitFor.HARD_STATE)
+    elif isinstance(m, msg.ReadIndexRequest):
+        reply = msg.ReadIndexReply(s.node_id, s.term, m.read_id, -1)
+        s.send(m.sender, reply, WaitFor.HARD_STATE)
+
+
+def _from_leader(s: CoreState, m: msg.Message) -> None:
+    if s.role is Role.LEADER:
+        raise InvariantError(f"{m.sender} leads term {m.term} too")  # rule 14
+    if s.leader_id not in (None, m.sender) and s.leader_contact_ns is not None:
+        raise InvariantError(f"{m.sender} and {s.leader_id} both lead term {m.term}")
+    election.heard_from_leader(s, m.sender)
+
+
+def _heard_from_peer(s: CoreState, leadership: Leadership, m: Any) -> None:
+    progress = leadership.progress.get(m.sender)
+    if progress is None:
+        return
+    if m.read_counter > leadership.read_counter:
+        raise PeerViolationError(f"{m.sender} echoes a read round that never was")
+    progress.last_contact_ns = s.now_ns
+    progress.read_counter = max(progress.read_counter, m.read_counter)
+
+
+def _leaders(
+    handle: Callable[[CoreState, Any], None],
+) -> Callable[[CoreState, Any], None]:
+    """For messages that only the term's leader sends."""
+
+    def handler(s: CoreState, m: Any) -> None:
+        _from_leader(s, m)
+        handle(s, m)
+
+    return handler
+
+
+def _replies(
+    handle: Callable[[CoreState, Leadership, Any], None],
+) -> Callable[[CoreState, Any], None]:
+    """For answers to a leader; they mean nothing to anybody else."""
+
+    def handler(s: CoreState, m: Any) -> None:
+        if s.leadership is not None:
+            _heard_from_peer(s, s.leadership, m)
+            handle(s, s.leadership, m)
+
+    return handler
+
+
+def _on_timeout_now(s: CoreState, _m: msg.TimeoutNow) -> None:
+    transfer.on_timeout_now(s)
+
+
+_MESSAGES: dict[type[msg.Message], Callable[[CoreState, Any], None]] = {
+    msg.VoteReply: election.on_vote_reply,
+    msg.AppendRequest: _leaders(replication.on_append_request),
+    msg.AppendReply: _replies(replication.on_append_reply),
+    msg.Heartbeat: _leaders(replication.on_heartbeat),
+    msg.HeartbeatReply: _replies(replication.on_heartbeat_reply),
+    msg.SnapshotChunk: _leaders(snapshots.on_chunk),
+    msg.SnapshotReply: _replies(snapshots.on_reply),
+    msg.TimeoutNow: _leaders(_on_timeout_now),
+    msg.ReadIndexRequest: reads.on_read_index_request,
+    msg.ReadIndexReply: reads.on_read_index_reply,
+}
+
+_EVENTS: dict[type[ev.Event], Callable[[CoreState, Any], None]] = {
+    ev.Tick: _on_tick,
+    ev.MessageReceived: _on_message,
+    ev.Propose: _on_propose,
+    ev.ReadRequested: _on_read_requested,
+    ev.WriteDurable: _on_write_durable,
+    ev.EntriesRead: _on_entries_read,
+    ev.Applied: _on_applied,
+    ev.SnapshotTaken: snapshots.on_taken,
+    ev.SnapshotChunkStored: snapshots.on_chunk_stored,
+    ev.SnapshotInstalled: _on_snapshot_installed,
+    ev.SnapshotChunkRead: _on_snapshot_chunk_read,
+    ev.TransferRequested: _on_transfer_requested,
+    ev.PeerUnreachable: _on_peer_unreachable,
+}

@@ -1,0 +1,308 @@
+"""Replication: appending on both sides, windows, backtracking, the commit rule (thesis 3.5, 3.6).
+
+The leader counts itself through the same door as everybody else: by what its own write has made
+durable, while the same entries are already on their way to the followers (10.2.1, rule 17).
+"""
+
+from __future__ import annotations
+
+from raftcore.core import snapshots
+from raftcore.core.effects import Apply, ReadEntries
+from raftcore.core.errors import MisuseError, PeerViolationError
+from raftcore.core.messages import AppendReply, AppendRequest, Heartbeat, HeartbeatReply
+from raftcore.core.progress import InFlight, Progress, ProgressState
+from raftcore.core.quorum import quorum_value
+from raftcore.core.state import CoreState, Leadership, WaitFor
+from raftcore.core.types import Entry, NodeId
+
+#: A probe carries entries only up to this size: it is repeated until answered.
+PROBE_BYTES = 16 << 10
+
+# -- the leader's side --------------------------------------------------------------------------
+
+
+def append_as_leader(s: CoreState, leadership: Leadership, entries: tuple[Entry, ...]) -> None:
+    """Append new entries of this term; they are sent by the next :func:`broadcast`."""
+    s.append(entries)
+    for entry in entries:
+        leadership.uncommitted.append((entry.index, entry.size_bytes))
+        leadership.uncommitted_bytes += entry.size_bytes
+
+
+def broadcast(s: CoreState, leadership: Leadership) -> None:
+    """Send every peer what its state and window allow."""
+    for peer, progress in leadership.progress.items():
+        send_append(s, leadership, peer, progress)
+
+
+def send_append(s: CoreState, leadership: Leadership, peer: NodeId, progress: Progress) -> None:
+    """Send ``peer`` as much as it can take now, one message after the other."""
+    if progress.regressed:
+        return
+    if progress.state is ProgressState.SNAPSHOT:
+        snapshots.feed(s, peer, progress)
+        return
+    config = s.config
+    while progress.reading is None:
+        probing = progress.state is ProgressState.PROBE
+        if probing and progress.inflight:
+            return
+        if not progress.window_open(config.max_inflight_messages, config.max_inflight_bytes):
+            return
+        if not probing and progress.next_index > s.log.last_index:
+            return
+        if not _send_one(s, leadership, peer, progress, probing=probing):
+            return
+
+
+def _send_one(
+    s: CoreState, leadership: Leadership, peer: NodeId, progress: Progress, *, probing: bool
+) -> bool:
+    """One append message, or the start of what must come first; whether a message was sent."""
+    first = progress.next_index
+    prev_term = s.log.term_at(first - 1)
+    if prev_term is None:
+        snapshots.begin_feed(s, peer, progress)
+        return False
+    limit = PROBE_BYTES if probing else s.config.max_append_bytes
+    entries = s.log.cached(first, s.log.last_index, limit, s.config.max_append_entries)
+    if entries is None and probing:
+        entries = ()
+    if entries is None:
+        progress.reading = s.request_id()
+        s.emit(ReadEntries(progress.reading, first, s.log.last_index, limit))
+        return False
+    _send_entries(s, leadership, peer, progress, prev_term, entries)
+    return True
+
+
+def _send_entries(
+    s: CoreState,
+    leadership: Leadership,
+    peer: NodeId,
+    progress: Progress,
+    prev_term: int,
+    entries: tuple[Entry, ...],
+) -> None:
+    prev_index = progress.next_index - 1
+    assert not entries or entries[0].index == prev_index + 1, "a batch continues its prev (rule 29)"
+    request = AppendRequest(
+        sender=s.node_id,
+        term=s.term,
+        prev_index=prev_index,
+        prev_term=prev_term,
+        commit=s.log.committed,
+        sequence=leadership.next_sequence(),
+        read_counter=leadership.read_counter,
+        entries=entries,
+    )
+    size_bytes = sum(entry.size_bytes for entry in entries)
+    last_index = prev_index + len(entries)
+    proven = 0 < prev_index <= progress.match_index
+    progress.sent(InFlight(request.sequence, prev_index, last_index, size_bytes, proven))
+    progress.sent_commit = max(progress.sent_commit, min(request.commit, last_index))
+    if progress.state is ProgressState.REPLICATE:
+        progress.next_index += len(entries)
+    s.send(peer, request, WaitFor.NOTHING)
+
+
+def on_entries_read(
+    s: CoreState, leadership: Leadership, request_id: int, entries: tuple[Entry, ...]
+) -> None:
+    """Entries that were not in memory have been read for a peer."""
+    for peer, progress in leadership.progress.items():
+        if progress.reading != request_id:
+            continue
+        progress.reading = None
+        prev_term = s.log.term_at(progress.next_index - 1)
+        if not entries or prev_term is None:
+            # Compacted while being read: only a snapshot can help.
+            if progress.next_index < s.log.first_index:
+                snapshots.begin_feed(s, peer, progress)
+            return
+        if entries[0].index != progress.next_index:
+            raise MisuseError(
+                f"read from {progress.next_index} was asked for, {entries[0].index} was given"
+            )
+        _send_entries(s, leadership, peer, progress, prev_term, entries)
+        send_append(s, leadership, peer, progress)
+        return
+
+
+def on_append_reply(s: CoreState, leadership: Leadership, m: AppendReply) -> None:
+    """An answer of this term. Unknown or repeated answers change nothing (rule 24)."""
+    progress = leadership.progress.get(m.sender)
+    if progress is None:
+        return
+    if m.sequence > leadership.sequence or m.match_index > s.log.last_index:
+        raise PeerViolationError(f"{m.sender} answers what was never sent")
+    request = progress.find(m.sequence)
+    if m.success:
+        progress.forget_through(m.sequence)
+        if progress.acknowledge(m.match_index):
+            advance_commit(s, leadership)
+        if progress.state is ProgressState.PROBE and request is not None:
+            progress.become_replicate()
+        elif progress.state is ProgressState.SNAPSHOT:
+            snapshots.check_caught_up(s, progress)
+    elif request is not None and progress.state is not ProgressState.SNAPSHOT:
+        _on_rejection(s, progress, m, request)
+    send_append(s, leadership, m.sender, progress)
+
+
+def _on_rejection(s: CoreState, progress: Progress, m: AppendReply, request: InFlight) -> None:
+    """Back to where both logs may agree; each probe falls by at least one term (rule 25)."""
+    if request.proven:
+        # It acknowledged this position before the request was sent and denies it now: its disk went
+        # back. Probing it again could never end, and counting it could lose a committed entry.
+        progress.regressed = True
+        return
+    index, _ = s.log.last_index_with_term_at_most(m.conflict_index, m.conflict_term)
+    if m.conflict_index < s.log.first_index - 1:
+        index = m.conflict_index
+    progress.backtrack(min(index, request.prev_index - 1) + 1)
+
+
+def send_heartbeat(s: CoreState, leadership: Leadership, peer: NodeId, progress: Progress) -> None:
+    """Contact without positions. Its commit never exceeds what is proven to match (rule 19)."""
+    commit = min(s.log.committed, progress.match_index)
+    progress.sent_commit = max(progress.sent_commit, commit)
+    heartbeat = Heartbeat(s.node_id, s.term, commit, leadership.read_counter)
+    s.send(peer, heartbeat, WaitFor.NOTHING)
+
+
+def on_heartbeat_reply(s: CoreState, leadership: Leadership, m: HeartbeatReply) -> None:
+    """The peer is there. If something in flight may have been lost, find out (rule 28)."""
+    progress = leadership.progress.get(m.sender)
+    if progress is None:
+        return
+    if progress.state is ProgressState.PROBE:
+        progress.inflight.clear()
+        progress.inflight_bytes = 0
+    elif progress.state is ProgressState.REPLICATE and progress.inflight:
+        last = progress.inflight[-1]
+        if last.prev_index != last.last_index and progress.reading is None:
+            # An empty append after everything that was sent: answered with a rejection if the
+            # connection lost something before it, with an acknowledgement if not.
+            prev_term = s.log.term_at(progress.next_index - 1)
+            if prev_term is not None:
+                _send_entries(s, leadership, m.sender, progress, prev_term, ())
+    send_append(s, leadership, m.sender, progress)
+
+
+def announce_commit(s: CoreState, leadership: Leadership) -> None:
+    """Tell followers of a new commit index now, if no append of this step already did."""
+    for peer, progress in leadership.progress.items():
+        if min(s.log.committed, progress.match_index) > progress.sent_commit:
+            send_heartbeat(s, leadership, peer, progress)
+
+
+def advance_commit(s: CoreState, leadership: Leadership) -> None:
+    """Commit what a quorum holds durably, if it is of this term (3.6.2, Figure 3.7)."""
+
+    def match(node: NodeId) -> int:
+        return s.log.durable if node == s.node_id else leadership.progress[node].counted_match
+
+    index = quorum_value(s.configuration, match)
+    if s.log.term_at(index) != s.term or not s.log.commit(index):
+        return
+    while leadership.uncommitted and leadership.uncommitted[0][0] <= index:
+        leadership.uncommitted_bytes -= leadership.uncommitted.popleft()[1]
+
+
+# -- the follower's side ------------------------------------------------------------------------
+
+
+def check_contiguous(m: AppendRequest) -> None:
+    """Entry k has index prev + 1 + k, and terms never fall; before anything changes (rule 29)."""
+    term = m.prev_term
+    for offset, entry in enumerate(m.entries):
+        if entry.index != m.prev_index + 1 + offset or not term <= entry.term <= m.term:
+            raise PeerViolationError(f"{m.sender} sent entries that do not continue each other")
+        term = entry.term
+
+
+def on_append_request(s: CoreState, m: AppendRequest) -> None:
+    """A request of the current term's leader; contact has been noted already."""
+    if s.incoming is not None and s.incoming.installing:
+        # What is installed settles the log first (rule 44); the leader asks again.
+        return
+    verified = m.prev_index + len(m.entries)
+    if m.prev_index < s.log.committed:
+        # Up to the commit index both logs are equal by leader completeness (rules 26, 27).
+        entries = m.entries[s.log.committed - m.prev_index :]
+        verified = max(verified, s.log.committed)
+    elif s.log.term_at(m.prev_index) == m.prev_term:
+        entries = m.entries
+    else:
+        _reject(s, m)
+        return
+    _append_from_leader(s, entries)
+    s.log.commit(min(m.commit, verified))
+    reply = AppendReply(
+        s.node_id, s.term, True, verified, 0, 0, m.sequence, m.read_counter
+    )  # fmt: skip
+    s.send(m.sender, reply, WaitFor.EVERYTHING)
+
+
+def _append_from_leader(s: CoreState, entries: tuple[Entry, ...]) -> None:
+    """Append what is new, truncating only at a real conflict (rule 20)."""
+    for offset, entry in enumerate(entries):
+        ours = s.log.term_at(entry.index)
+        if ours == entry.term:
+            continue
+        if ours is not None:
+            s.truncate(entry.index)
+        s.append(entries[offset:])
+        return
+
+
+def _reject(s: CoreState, m: AppendRequest) -> None:
+    index, term = s.log.last_index_with_term_at_most(m.prev_index - 1, m.prev_term)
+    reply = AppendReply(s.node_id, s.term, False, 0, index, term, m.sequence, m.read_counter)
+    s.send(m.sender, reply, WaitFor.EVERYTHING)
+
+
+def on_heartbeat(s: CoreState, m: Heartbeat) -> None:
+    """Contact has been noted. The commit was proven to match before it was sent."""
+    if s.incoming is None or not s.incoming.installing:
+        s.log.commit(m.commit)
+    reply = HeartbeatReply(s.node_id, s.term, m.read_counter)
+    s.send(m.sender, reply, WaitFor.HARD_STATE)
+
+
+# -- applying -----------------------------------------------------------------------------------
+
+
+def hand_out(s: CoreState) -> None:
+    """Give the state machine its next batch; one batch is out at a time, so batches grow under
+    load by themselves."""
+    log = s.log
+    if log.handed != log.applied or s.reading_to_apply is not None:
+        return
+    if s.incoming is not None and s.incoming.installing:
+        return
+    first, last = log.applicable()
+    if last < first:
+        return
+    entries = log.cached(first, last, s.config.max_apply_bytes, s.config.max_append_entries)
+    if entries is None:
+        s.reading_to_apply = s.request_id()
+        s.emit(ReadEntries(s.reading_to_apply, first, last, s.config.max_apply_bytes))
+        return
+    log.handed = entries[-1].index
+    s.emit(Apply(entries))
+
+
+def on_entries_to_apply(s: CoreState, entries: tuple[Entry, ...]) -> None:
+    s.reading_to_apply = None
+    if s.incoming is not None and s.incoming.installing:
+        return
+    first, last = s.log.applicable()
+    entries = tuple(entry for entry in entries if first <= entry.index <= last)
+    if not entries:
+        return
+    if entries[0].index != first:
+        raise MisuseError(f"entries to apply begin at {entries[0].index}, not at {first}")
+    s.log.handed = entries[-1].index
+    s.emit(Apply(entries))

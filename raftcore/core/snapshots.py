@@ -1,0 +1,204 @@
+"""Snapshot transfer in chunks, resumable by offset, on both sides; compaction of the log.
+
+A transfer lives in the peer's progress, not in a call: a lost chunk or connection costs one chunk,
+and heartbeats go on beside it (rule 45).
+"""
+
+from __future__ import annotations
+
+from raftcore.core.effects import (
+    Compact,
+    ConfigurationChanged,
+    ReadSnapshotChunk,
+    StoreSnapshotChunk,
+)
+from raftcore.core.errors import InvariantError, PeerViolationError
+from raftcore.core.events import (
+    SnapshotChunkRead,
+    SnapshotChunkStored,
+    SnapshotInstalled,
+    SnapshotTaken,
+)
+from raftcore.core.membership import ConfigurationStack
+from raftcore.core.messages import SnapshotChunk, SnapshotReply
+from raftcore.core.progress import Progress, ProgressState, SnapshotFeed
+from raftcore.core.state import CoreState, IncomingSnapshot, Leadership, WaitFor
+from raftcore.core.types import NodeId
+
+# -- the leader's side --------------------------------------------------------------------------
+
+
+def begin_feed(s: CoreState, peer: NodeId, progress: Progress) -> None:
+    """What the peer needs is compacted: feed it the newest snapshot."""
+    meta = s.log.snapshot
+    if meta is None:
+        raise InvariantError("the log is compacted and there is no snapshot")
+    progress.become_snapshot(meta)
+    feed(s, peer, progress)
+
+
+def feed(s: CoreState, peer: NodeId, progress: Progress) -> None:
+    """Ask for the next chunk to be read, unless one is under way."""
+    current = progress.feed
+    assert current is not None, "a peer in state SNAPSHOT has a feed"
+    waiting = current.waiting_since_ns
+    if waiting is not None and s.now_ns - waiting < s.election_timeout_ns:
+        return  # after a whole election timeout the chunk or its answer counts as lost
+    current.waiting_since_ns = s.now_ns
+    limit = s.config.snapshot_chunk_bytes
+    s.emit(ReadSnapshotChunk(peer, current.meta, current.offset, limit))
+
+
+def on_chunk_read(s: CoreState, leadership: Leadership, event: SnapshotChunkRead) -> None:
+    """The driver has read a chunk for a peer."""
+    progress = leadership.progress.get(event.to)
+    if progress is None or progress.feed is None or progress.feed.meta != event.meta:
+        return
+    if event.offset != progress.feed.offset:
+        return
+    if not event.data:
+        # That snapshot is gone, a newer one has taken its place.
+        newest = s.log.snapshot
+        if newest is None or newest == event.meta:
+            raise InvariantError("the newest snapshot can not be read")
+        progress.feed = SnapshotFeed(newest)
+        feed(s, event.to, progress)
+        return
+    chunk = SnapshotChunk(
+        sender=s.node_id,
+        term=s.term,
+        meta=event.meta,
+        offset=event.offset,
+        data=event.data,
+        sequence=leadership.next_sequence(),
+        read_counter=leadership.read_counter,
+    )
+    s.send(event.to, chunk, WaitFor.NOTHING)
+
+
+def on_reply(s: CoreState, leadership: Leadership, m: SnapshotReply) -> None:
+    progress = leadership.progress.get(m.sender)
+    if progress is None:
+        return
+    if m.sequence > leadership.sequence or m.index > s.log.last_index:
+        raise PeerViolationError(f"{m.sender} answers what was never sent")
+    if m.installed:
+        progress.acknowledge(m.index)
+        check_caught_up(s, progress)
+    elif progress.feed is not None and m.index == progress.feed.meta.index:
+        progress.feed.offset = min(m.next_offset, progress.feed.meta.size_bytes)
+        progress.feed.waiting_since_ns = None
+
+
+def check_caught_up(s: CoreState, progress: Progress) -> None:
+    """Back to appending once the peer holds what the log continues from."""
+    if progress.state is ProgressState.SNAPSHOT and progress.match_index >= s.log.first_index - 1:
+        progress.become_probe()
+
+
+# -- the follower's side ------------------------------------------------------------------------
+
+
+def on_chunk(s: CoreState, m: SnapshotChunk) -> None:
+    """A chunk of the current term's leader; contact has been noted already."""
+    incoming = s.incoming
+    if m.meta.index <= s.log.committed:
+        # Stale (rule 44): everything up to the commit index is here.
+        if incoming is None or not incoming.installing:
+            s.incoming = None
+            _reply(s, m.sender, m.meta.index, 0, m.sequence, m.read_counter, installed=True)
+        return
+    if incoming is not None and (incoming.storing or incoming.installing):
+        return
+    if incoming is None or incoming.meta != m.meta:
+        incoming = s.incoming = IncomingSnapshot(m.meta, m.sender)
+    incoming.leader = m.sender
+    incoming.sequence, incoming.read_counter = m.sequence, m.read_counter
+    if m.offset + len(m.data) > m.meta.size_bytes or not m.data:
+        raise PeerViolationError(f"{m.sender} sent snapshot bytes beyond the snapshot's size")
+    if m.offset != incoming.next_offset:
+        _progress(s, incoming)
+        return
+    incoming.storing = True
+    incoming.installing = m.offset + len(m.data) == m.meta.size_bytes
+    s.emit(StoreSnapshotChunk(m.meta, m.offset, m.data))
+
+
+def on_chunk_stored(s: CoreState, event: SnapshotChunkStored) -> None:
+    incoming = s.incoming
+    if incoming is None or incoming.meta != event.meta:
+        return
+    incoming.storing = False
+    incoming.next_offset = event.next_offset
+    _progress(s, incoming)
+
+
+def on_installed(s: CoreState, event: SnapshotInstalled) -> None:
+    """Storage and state machine stand at the snapshot, or it turned out to be damaged."""
+    incoming = s.incoming
+    if incoming is None or incoming.meta != event.meta:
+        raise InvariantError("a snapshot was installed that was not being received")
+    s.incoming = None
+    if not event.ok:
+        _reply(
+            s, incoming.leader, event.meta.index, 0,
+            incoming.sequence, incoming.read_counter, installed=False,
+        )  # fmt: skip
+        return
+    s.reading_to_apply = None
+    if s.log.restore(event.meta):
+        s.configurations.compact(event.meta.index)
+    else:
+        s.configurations = ConfigurationStack(event.meta.index, event.meta.configuration)
+        s.emit(ConfigurationChanged(event.meta.configuration, event.meta.index))
+    _reply(
+        s, incoming.leader, event.meta.index, 0,
+        incoming.sequence, incoming.read_counter, installed=True,
+    )  # fmt: skip
+
+
+def _progress(s: CoreState, incoming: IncomingSnapshot) -> None:
+    _reply(
+        s, incoming.leader, incoming.meta.index, incoming.next_offset,
+        incoming.sequence, incoming.read_counter, installed=False,
+    )  # fmt: skip
+
+
+def _reply(
+    s: CoreState,
+    to: NodeId,
+    index: int,
+    next_offset: int,
+    sequence: int,
+    read_counter: int,
+    *,
+    installed: bool,
+) -> None:
+    if to == s.node_id:
+        return
+    reply = SnapshotReply(
+        s.node_id, s.term, index, next_offset, installed, sequence, read_counter
+    )  # fmt: skip
+    s.send(to, reply, WaitFor.EVERYTHING)
+
+
+# -- compaction ---------------------------------------------------------------------------------
+
+
+def on_taken(s: CoreState, event: SnapshotTaken) -> None:
+    """A local snapshot is durable: compact what nobody needs any more (O5)."""
+    log = s.log
+    if event.meta.index > log.applied:
+        raise InvariantError(f"a snapshot at {event.meta.index} is ahead of applied {log.applied}")
+    if log.snapshot is None or event.meta.index > log.snapshot.index:
+        log.snapshot = event.meta
+    keep_from = min(event.keep_from_index, event.meta.index + 1 - s.config.trailing_entries)
+    if s.leadership is not None:
+        for progress in s.leadership.progress.values():
+            if progress.feed is not None:
+                # A peer being fed needs the log from its snapshot on when it is done.
+                keep_from = min(keep_from, progress.feed.meta.index + 1)
+    if keep_from > log.first_index:
+        log.compact(keep_from)
+        s.configurations.compact(keep_from - 1)
+        s.emit(Compact(keep_from))

@@ -1,0 +1,268 @@
+"""The state that the modules of the core work on, and how effects leave it.
+
+Modules stage messages and log changes while an event is handled; :meth:`CoreState.flush` then turns
+all of it into one :class:`~raftcore.core.effects.Persist` followed by the sends. That order, and
+what each send waits for, is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+from raftcore.core.config import MS, CoreConfig
+from raftcore.core.effects import (
+    ConfigurationChanged,
+    Effect,
+    LeadershipChanged,
+    Persist,
+    Send,
+)
+from raftcore.core.log import RaftLog
+from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter
+from raftcore.core.messages import Message
+from raftcore.core.progress import Progress
+from raftcore.core.types import (
+    Configuration,
+    Entry,
+    EntryType,
+    HardState,
+    NodeId,
+    SnapshotMeta,
+    WriteMark,
+)
+
+
+class Role(Enum):
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre_candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+class WaitFor(Enum):
+    """What must be durable before a message may leave."""
+
+    NOTHING = 0  #: a leader's own messages: its term became durable before it was elected
+    HARD_STATE = 1  #: term and vote
+    EVERYTHING = 2  #: term, vote and all entries accepted so far
+
+
+@dataclass(slots=True)
+class PendingRead:
+    """A read whose round is not confirmed. ``requester`` None: asked for on this node."""
+
+    counter: int
+    index: int
+    read_id: int
+    requester: NodeId | None
+
+
+@dataclass(slots=True)
+class Transfer:
+    """A leadership transfer under way; dies with the leadership it belongs to (rule 50)."""
+
+    target: NodeId
+    deadline_ns: int
+    timeout_now_sent: bool = False
+
+
+@dataclass(slots=True)
+class Leadership:
+    """Everything that exists only while this node leads a term."""
+
+    progress: dict[NodeId, Progress]
+    heartbeat_deadline_ns: int
+    first_index: int  #: index of this term's no-op
+    sequence: int = 0
+    read_counter: int = 0
+    reads: deque[PendingRead] = field(default_factory=deque)
+    reads_before_commit: list[PendingRead] = field(default_factory=list)
+    uncommitted: deque[tuple[int, int]] = field(default_factory=deque)
+    uncommitted_bytes: int = 0
+    transfer: Transfer | None = None
+
+    def next_sequence(self) -> int:
+        self.sequence += 1
+        return self.sequence
+
+
+@dataclass(slots=True)
+class Candidacy:
+    """Votes of one election round: by voter, for exactly this term and phase (rule 6)."""
+
+    votes: dict[NodeId, bool] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class IncomingSnapshot:
+    """A snapshot being received. ``storing`` is set while the driver writes a chunk."""
+
+    meta: SnapshotMeta
+    leader: NodeId
+    next_offset: int = 0
+    storing: bool = False
+    installing: bool = False
+    sequence: int = 0
+    read_counter: int = 0
+
+
+class CoreState:
+    """State of one node's core."""
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        log: RaftLog,
+        configurations: ConfigurationStack,
+        hard_state: HardState,
+        rng: random.Random,
+        now_ns: int,
+    ) -> None:
+        self.config = config
+        self.log = log
+        self.configurations = configurations
+        self.rng = rng
+        self.now_ns = now_ns
+        self.term = hard_state.term
+        self.vote = hard_state.vote
+        self.role = Role.FOLLOWER
+        self.leader_id: NodeId | None = None
+        self.leader_contact_ns: int | None = None
+        self.election_deadline_ns = now_ns
+        self.leadership: Leadership | None = None
+        self.candidacy: Candidacy | None = None
+        self.incoming: IncomingSnapshot | None = None
+        #: reads of this node waiting for the leader's answer
+        self.remote_reads: set[int] = set()
+        #: confirmed reads of this node waiting to be applied: (index, read id), ascending
+        self.confirmed_reads: deque[tuple[int, int]] = deque()
+        self.reading_to_apply: int | None = None
+        self.next_request_id = 1
+        self._effects: list[Effect] = []
+        self._sends: list[tuple[NodeId, Message, WaitFor]] = []
+        self._new_entries: list[Entry] = []
+        self._truncate_from: int | None = None
+        self._hard_state_changed = False
+        self._next_mark = 1
+        self._hard_mark: WriteMark | None = None
+        self._announced: tuple[Role, int, NodeId | None] = (Role.FOLLOWER, self.term, None)
+
+    # -- who we are -----------------------------------------------------------------------------
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.config.node_id
+
+    @property
+    def configuration(self) -> Configuration:
+        return self.configurations.current
+
+    @property
+    def is_voter(self) -> bool:
+        return is_voter(self.configuration, self.node_id)
+
+    @property
+    def election_timeout_ns(self) -> int:
+        return self.config.election_timeout_ms * MS
+
+    def others(self) -> list[NodeId]:
+        """All members but this node, in a fixed order; old voters of a joint configuration too."""
+        ids = {m.node_id for m in self.configuration.members} | set(self.configuration.old_voters)
+        return sorted(ids - {self.node_id})
+
+    def voters(self) -> list[NodeId]:
+        configuration = self.configuration
+        return sorted(set(configuration.voters) | set(configuration.old_voters))
+
+    # -- staging --------------------------------------------------------------------------------
+
+    def emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    def send(self, to: NodeId, message: Message, wait_for: WaitFor) -> None:
+        assert to != self.node_id, "a node does not send messages to itself"
+        self._sends.append((to, message, wait_for))
+
+    def set_hard_state(self, term: int, vote: NodeId | None) -> None:
+        """Term and vote, as one record (rule 2). A vote is cleared only when the term grows."""
+        assert term > self.term or (term == self.term and self.vote in (None, vote))
+        self.term, self.vote = term, vote
+        self._hard_state_changed = True
+
+    def append(self, entries: tuple[Entry, ...]) -> None:
+        self.log.append(entries)
+        self._new_entries.extend(entries)
+        for entry in entries:
+            if entry.type is EntryType.CONFIGURATION:
+                configuration = decode_configuration(entry.data)
+                self.configurations.push(entry.index, configuration)
+                self.emit(ConfigurationChanged(configuration, entry.index))
+
+    def truncate(self, from_index: int) -> None:
+        assert not self._new_entries, "truncation comes before the entries of one write"
+        self.log.truncate(from_index)
+        self._truncate_from = from_index
+        if self.configurations.truncate(from_index):
+            configurations = self.configurations
+            self.emit(ConfigurationChanged(configurations.current, configurations.current_index))
+
+    def write_durable(self, mark: WriteMark) -> None:
+        self.log.write_durable(mark)
+        if self._hard_mark is not None and self._hard_mark.sequence <= mark.sequence:
+            self._hard_mark = None
+
+    @property
+    def hard_state_durable(self) -> bool:
+        return self._hard_mark is None and not self._hard_state_changed
+
+    def request_id(self) -> int:
+        self.next_request_id += 1
+        return self.next_request_id
+
+    # -- leaving --------------------------------------------------------------------------------
+
+    def flush(self) -> list[Effect]:
+        """All effects of the event just handled: what to persist first, then what to send."""
+        self._announce()
+        if self._hard_state_changed or self._new_entries or self._truncate_from is not None:
+            self._persist()
+        everything = self.log.last_issued
+        for to, message, wait_for in self._sends:
+            after = None
+            if wait_for is WaitFor.HARD_STATE:
+                after = self._hard_mark
+            elif wait_for is WaitFor.EVERYTHING:
+                after = everything
+            self._effects.append(Send(to, message, after))
+        effects, self._effects, self._sends = self._effects, [], []
+        return effects
+
+    def _persist(self) -> None:
+        mark = WriteMark(self._next_mark, self.term)
+        self._next_mark += 1
+        self.log.write_issued(mark)
+        hard_state = None
+        if self._hard_state_changed:
+            hard_state = HardState(self.term, self.vote)
+            self._hard_mark = mark
+        self._effects.append(
+            Persist(
+                mark,
+                hard_state,
+                self._truncate_from,
+                tuple(self._new_entries),
+                min(self.log.committed, self.log.durable),
+            )
+        )
+        self._hard_state_changed = False
+        self._truncate_from = None
+        self._new_entries = []
+
+    def _announce(self) -> None:
+        now = (self.role, self.term, self.leader_id)
+        if now != self._announced:
+            self._announced = now
+            self.emit(LeadershipChanged(self.role.value, self.term, self.leader_id))

@@ -1,0 +1,67 @@
+"""Leadership transfer (thesis 3.10): bounded, with an outcome, and gone with the leadership.
+
+While it is under way proposals are refused, so that the target can catch up; when the target holds
+the whole log it is told to campaign at once. If that does not end this leadership within one
+election timeout the transfer is given up and proposals are accepted again.
+"""
+
+from __future__ import annotations
+
+from raftcore.core import election, replication
+from raftcore.core.effects import TransferFinished
+from raftcore.core.messages import TimeoutNow
+from raftcore.core.state import CoreState, Leadership, Role, Transfer, WaitFor
+from raftcore.core.types import NodeId
+
+
+def request(s: CoreState, target: NodeId | None) -> None:
+    leadership = s.leadership
+    if leadership is None:
+        s.emit(TransferFinished(False, target, "this node does not lead"))
+        return
+    if leadership.transfer is not None:
+        s.emit(TransferFinished(False, target, "a transfer is under way already"))
+        return
+    chosen = target or _best_target(s, leadership)
+    if chosen is None or chosen == s.node_id or chosen not in s.configuration.voters:
+        s.emit(TransferFinished(False, target, "there is no other voter to hand over to"))
+        return
+    leadership.transfer = Transfer(chosen, s.now_ns + s.election_timeout_ns)
+    proceed(s, leadership)
+
+
+def _best_target(s: CoreState, leadership: Leadership) -> NodeId | None:
+    """The voter in recent contact that is furthest along."""
+    alive = [
+        (progress.match_index, peer)
+        for peer, progress in leadership.progress.items()
+        if peer in s.configuration.voters
+        and s.now_ns - progress.last_contact_ns < s.election_timeout_ns
+    ]
+    return max(alive)[1] if alive else None
+
+
+def proceed(s: CoreState, leadership: Leadership) -> None:
+    """Tell the target to campaign once it holds everything."""
+    transfer = leadership.transfer
+    if transfer is None or transfer.timeout_now_sent:
+        return
+    progress = leadership.progress[transfer.target]
+    if progress.match_index == s.log.last_index:
+        transfer.timeout_now_sent = True
+        s.send(transfer.target, TimeoutNow(s.node_id, s.term), WaitFor.NOTHING)
+    else:
+        replication.send_append(s, leadership, transfer.target, progress)
+
+
+def check_deadline(s: CoreState, leadership: Leadership) -> None:
+    transfer = leadership.transfer
+    if transfer is not None and s.now_ns >= transfer.deadline_ns:
+        leadership.transfer = None
+        s.emit(TransferFinished(False, transfer.target, "the target did not take over in time"))
+
+
+def on_timeout_now(s: CoreState) -> None:
+    """The leader of this term asks us to take over; no pre-vote, it would find a live leader."""
+    if s.role is Role.FOLLOWER and s.is_voter and s.incoming is None:
+        election.campaign(s, transfer=True)
