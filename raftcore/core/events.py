@@ -55,6 +55,13 @@ class ReadRequested(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ReadAbandoned(Event):
+    """Nobody waits for this read any more; it takes up no room from now on."""
+
+    read_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class WriteDurable(Event):
     """Every write up to and including ``mark`` has been committed durably."""
 

@@ -357,6 +357,10 @@ def _on_read_requested(s: CoreState, event: ev.ReadRequested) -> None:
     reads.request(s, event.read_id)
 
 
+def _on_read_abandoned(s: CoreState, event: ev.ReadAbandoned) -> None:
+    reads.abandon(s, event.read_id)
+
+
 def _on_write_durable(s: CoreState, event: ev.WriteDurable) -> None:
     s.write_durable(event.mark)
     if s.hard_state_durable:
@@ -515,6 +519,7 @@ _EVENTS: dict[type[ev.Event], Callable[[CoreState, Any], None]] = {
     ev.MessageReceived: _on_message,
     ev.Propose: _on_propose,
     ev.ReadRequested: _on_read_requested,
+    ev.ReadAbandoned: _on_read_abandoned,
     ev.WriteDurable: _on_write_durable,
     ev.EntriesRead: _on_entries_read,
     ev.Applied: _on_applied,

@@ -8,6 +8,8 @@ mistaken for that (rule 33). The read is served when the state machine has appli
 
 from __future__ import annotations
 
+from collections import deque
+
 from raftcore.core import replication
 from raftcore.core.effects import ReadRefused, ReadReleased, RefusalReason
 from raftcore.core.messages import ReadIndexReply, ReadIndexRequest
@@ -31,6 +33,12 @@ def request(s: CoreState, read_id: int) -> None:
         s.remote_reads.add(read_id)
         message = ReadIndexRequest(s.node_id, s.term, read_id)
         s.send(s.leader_id, message, WaitFor.HARD_STATE)
+
+
+def abandon(s: CoreState, read_id: int) -> None:
+    """The answer may have been lost with a connection: without this the bound would fill up."""
+    s.remote_reads.discard(read_id)
+    s.confirmed_reads = deque(read for read in s.confirmed_reads if read[1] != read_id)
 
 
 def on_read_index_request(s: CoreState, m: ReadIndexRequest) -> None:

@@ -1,0 +1,77 @@
+"""What a node does between opening its stores and taking part: bring log and state together.
+
+The state machine's store is disposable (D5): whatever does not fit the log is thrown away and
+rebuilt from the newest snapshot. The log is not: a state machine *ahead* of the durable log means
+that the log went back, and the node refuses to run.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from raftcore.core.raft import RecoveredState
+from raftcore.core.types import Configuration
+from raftcore.errors import GapError, LogCorruptError
+from raftcore.statemachine import AppliedPosition, StateMachine
+from raftcore.storage.base import LogStorage, Recovered
+
+logger = logging.getLogger(__name__)
+
+
+def recover(storage: LogStorage, machine: StateMachine) -> RecoveredState:
+    """Load the log, settle the state machine with it, and say where both stand.
+
+    Raises:
+        LogCorruptError: the state machine has applied what the log no longer holds.
+        GapError: neither snapshot nor log can bring the state machine up to the log.
+    """
+    recovered = storage.load()
+    applied = machine.last_applied()
+    if applied.index > recovered.last_index:
+        raise LogCorruptError(
+            f"the state machine has applied {applied.index}, but the log ends at "
+            f"{recovered.last_index}: the log went back"
+        )
+    if applied.index > 0 and not _fits(storage, recovered, applied):
+        logger.warning("the state at index %d does not fit the log; it is rebuilt", applied.index)
+        machine.discard()
+        applied = machine.last_applied()
+    if applied.index + 1 < recovered.first_index:
+        applied = _install(storage, recovered, machine)
+    return _recovered_state(storage, recovered, applied)
+
+
+def _fits(storage: LogStorage, recovered: Recovered, applied: AppliedPosition) -> bool:
+    """Whether the log holds the very entry that the state machine applied last."""
+    if applied.index + 1 < recovered.first_index:
+        return False  # nothing left to compare with; the snapshot is newer anyway
+    return storage.chain_at(applied.index) == applied.chain
+
+
+def _install(storage: LogStorage, recovered: Recovered, machine: StateMachine) -> AppliedPosition:
+    meta = recovered.snapshot
+    if meta is None:
+        raise GapError(f"the log begins at {recovered.first_index} and there is no snapshot")
+    position = AppliedPosition(meta.index, meta.term, meta.chain)
+    machine.install_snapshot(storage.snapshot_records(meta), position)
+    return position
+
+
+def _recovered_state(
+    storage: LogStorage, recovered: Recovered, applied: AppliedPosition
+) -> RecoveredState:
+    meta = recovered.snapshot
+    base = meta.configuration if meta else Configuration(storage.identity.cluster_id, ())
+    return RecoveredState(
+        hard_state=recovered.hard_state,
+        first_index=recovered.first_index,
+        last_index=recovered.last_index,
+        terms=recovered.terms,
+        before_first=recovered.before_first,
+        snapshot=meta,
+        base_index=meta.index if meta else 0,
+        base_configuration=base,
+        configurations=recovered.configurations,
+        commit_hint=recovered.commit_hint,
+        applied=applied.index,
+    )

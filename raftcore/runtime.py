@@ -1,0 +1,39 @@
+"""What surrounds a core at run time: its settings, and where time, chance and threads come from."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from raftcore.workers import ThreadWorker, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """Settings of the runtime around the core.
+
+    Args:
+        snapshot_entries: applied entries after which a snapshot is taken.
+        snapshot_bytes: applied bytes after which a snapshot is taken.
+        max_entry_bytes: largest proposal.
+        max_pending_proposals: proposals waiting for their result at once.
+        handover_timeout_s: how long a clean stop waits for leadership to move.
+    """
+
+    snapshot_entries: int = 8192
+    snapshot_bytes: int = 64 << 20
+    max_entry_bytes: int = 8 << 20
+    max_pending_proposals: int = 65536
+    handover_timeout_s: float = 3.0
+
+
+@dataclass(slots=True)
+class Runtime:
+    """Where time, chance and threads come from; replaced as a whole by a simulator."""
+
+    clock_ns: Callable[[], int] = time.monotonic_ns
+    wall_clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    rng: random.Random = field(default_factory=random.SystemRandom)
+    start_worker: Callable[[str, Callable[[BaseException], None]], Worker] = ThreadWorker

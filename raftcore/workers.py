@@ -1,0 +1,117 @@
+"""Owned threads: work goes in by a queue, completions come back to the event loop in order.
+
+Everything that may block (log writes, applies, snapshots, reads) runs on one of these, never on the
+loop and never on a shared executor: a hanging disk then holds up one thread and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Protocol
+
+from raftcore.core.effects import Persist
+from raftcore.core.types import WriteMark
+from raftcore.storage.base import LogStorage, Write
+
+#: Runs a callback on the event loop's thread, soon; safe from any thread.
+PostToLoop = Callable[[Callable[[], None]], None]
+Job = Callable[[], None]
+
+
+class Worker(Protocol):
+    """Runs jobs one after the other. The first exception is final: ``on_error`` gets it."""
+
+    def submit(self, job: Job) -> None: ...
+
+    def stop(self) -> None:
+        """Finish what was submitted, then end. Blocks until the thread is gone."""
+        ...
+
+
+class ThreadWorker:
+    """A daemon thread with a queue.
+
+    Args:
+        name: thread name.
+        on_error: called on the worker thread with the first exception; later jobs are dropped.
+    """
+
+    def __init__(self, name: str, on_error: Callable[[BaseException], None]) -> None:
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._on_error = on_error
+        self._failed = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        self._queue.put(job)
+
+    def stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
+            if self._failed:
+                continue
+            try:
+                job()
+            except BaseException as error:  # noqa: BLE001 - the node decides, and always stops
+                self._failed = True
+                self._on_error(error)
+
+
+class LogWriter:
+    """The one writer of the log: joins all writes that wait into one durable transaction.
+
+    While a write is on its way to the disk the following ones queue up; they then go together, so
+    batches grow with load and latency stays at about one transaction when there is none.
+    """
+
+    def __init__(
+        self,
+        storage: LogStorage,
+        worker: Worker,
+        post: PostToLoop,
+        on_durable: Callable[[WriteMark, int, int], None],
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self._storage = storage
+        self._worker = worker
+        self._post = post
+        self._on_durable = on_durable
+        self._clock_ns = clock_ns
+        self._waiting: list[Persist] = []
+        self._lock = threading.Lock()
+
+    def persist(self, effect: Persist) -> None:
+        with self._lock:
+            self._waiting.append(effect)
+            first = len(self._waiting) == 1
+        if first:
+            self._worker.submit(self._write_waiting)
+
+    def submit(self, job: Job) -> None:
+        """Other work for the writer thread, after the writes asked for before it."""
+        self._worker.submit(self._write_waiting)
+        self._worker.submit(job)
+
+    def _write_waiting(self) -> None:
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+        if not batch:
+            return
+        started_ns = self._clock_ns()
+        self._storage.persist(_writes(batch))
+        mark, duration_ns = batch[-1].mark, self._clock_ns() - started_ns
+        entries = sum(len(effect.entries) for effect in batch)
+        self._post(lambda: self._on_durable(mark, duration_ns, entries))
+
+
+def _writes(batch: Sequence[Persist]) -> list[Write]:
+    return [
+        Write(effect.hard_state, effect.truncate_from, effect.entries, effect.commit_hint)
+        for effect in batch
+    ]
