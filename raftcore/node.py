@@ -194,9 +194,9 @@ class Node:
         await self._transport.close()
         await self._stop_workers(self._loop)
         try:
-            self._machine.close()
+            await self._loop.run_in_executor(None, self._machine.close)
         finally:
-            self._storage.close()
+            await self._loop.run_in_executor(None, self._storage.close)
             self._stopped.set()
 
     async def _stop_workers(self, loop: asyncio.AbstractEventLoop) -> None:

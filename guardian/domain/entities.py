@@ -76,6 +76,19 @@ class Schema:
 
 
 @dataclass(frozen=True, slots=True)
+class SchemaState:
+    """What the state machine knows of a schema. ``version`` 0 never occurs."""
+
+    schema_id: str
+    version: int
+    body_digest: bytes
+    deleted: bool
+    usage_count: int
+    #: changes whenever a config starts or stops using the schema or is rewritten under it
+    usage_counter: int
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A config's current document. ``content`` is the stored JSON text, served as it is."""
 

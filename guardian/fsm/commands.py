@@ -33,8 +33,15 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
     fingerprint: bytes = b""
 
 
-class Command(msgspec.Struct, array_like=True, frozen=True, tag_field="t"):
-    """Base of all commands."""
+class Command(
+    msgspec.Struct, array_like=True, frozen=True, tag_field="t", forbid_unknown_fields=True
+):
+    """Base of all commands.
+
+    A command with more fields than this release knows is malformed, not half understood: ignoring
+    the rest would let nodes of two releases reach two states from one entry, and skipping deeply
+    nested values would make the verdict depend on how deep the caller's stack is.
+    """
 
     head: Envelope
 
@@ -158,10 +165,12 @@ class Result(msgspec.Struct, array_like=True, frozen=True, tag_field="t"):
 
 
 class Done(Result, frozen=True, tag=1):
-    """It happened; nothing more to say. ``count`` is how many things it touched."""
+    """It happened. ``count`` is how many things it touched; ``subject`` is the id of the project,
+    key or schema, so that a replay can name what the first request made."""
 
     count: int = 0
     replayed: bool = False
+    subject: str = ""
 
 
 class ConfigWritten(Result, frozen=True, tag=2):

@@ -22,6 +22,7 @@ from guardian.domain.entities import (
     Schema,
     User,
 )
+from guardian.domain.entities import SchemaState as SchemaState
 from guardian.domain.problems import Fault
 from guardian.fsm.commands import AnyCommand, AnyResult
 
@@ -82,16 +83,11 @@ class Log(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SchemaState:
-    """What the state machine knows of a schema. ``version`` 0 never occurs."""
+class Remembered:
+    """A result kept under an Idempotency-Key, with the fingerprint of what was asked."""
 
-    schema_id: str
-    version: int
-    body_digest: bytes
-    deleted: bool
-    usage_count: int
-    #: changes whenever a config starts or stops using the schema or is rewritten under it
-    usage_counter: int
+    fingerprint: bytes
+    result: AnyResult
 
 
 class State(Protocol):
@@ -136,6 +132,14 @@ class State(Protocol):
         self, schema_id: str, after: tuple[str, str], limit: int
     ) -> list[tuple[str, str]]:
         """(project id, key) of configs that use the schema, in order, greater than ``after``."""
+        ...
+
+    def remembered(self, actor: str, idempotency_key: str) -> Remembered | None:
+        """What the state machine keeps under that Idempotency-Key of that actor.
+
+        Checks before the log (rights, validation) may refuse a retry of a request that took
+        effect; the kept result then wins.
+        """
         ...
 
 
@@ -295,6 +299,20 @@ class SchemaValidator(Protocol):
         """Faults of ``document`` under the schema, empty when it fits. Raises
         ``Problem("schema_too_complex")`` when it can not be decided in time."""
         ...
+
+
+class ApiKeyCodec(Protocol):
+    """The text form of API keys: ``cfg_``, 30 random base62 characters, 6 of checksum."""
+
+    def generate(self) -> tuple[str, bytes]:
+        """A new key: its text, shown once, and the SHA-256 digest that is kept."""
+        ...
+
+    def well_formed(self, text: str) -> bool:
+        """Shape and checksum; what fails here needs no look-up."""
+        ...
+
+    def digest(self, text: str) -> bytes: ...
 
 
 class Clock(Protocol):

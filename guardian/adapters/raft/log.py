@@ -1,0 +1,300 @@
+"""The port onto raftcore: any node takes any command.
+
+A follower forwards the *command*, not the HTTP request: this node has authenticated, authorised and
+validated it already. Whatever happens on the way, a retry carries the same command id, and the
+state machine answers it with the first result; so a lost answer, a new leader or a broken
+connection never turns a committed write into a conflict, and never doubles it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+import struct
+from enum import IntEnum
+
+from guardian.domain.problems import Problem
+from guardian.fsm.commands import (
+    AnyCommand,
+    AnyResult,
+    UndecodableError,
+    decode_command,
+    decode_result,
+    encode_command,
+    encode_result,
+)
+from guardian.fsm.state import StateReader
+from guardian.usecases.ports import ClusterView, MemberView
+from raftcore.core.effects import LeadershipChanged
+from raftcore.core.types import NodeId
+from raftcore.errors import (
+    EntryTooLargeError,
+    NotLeaderError,
+    OutcomeUnknownError,
+    OverloadedError,
+    RefusedError,
+)
+from raftcore.node import Node
+
+logger = logging.getLogger(__name__)
+
+#: Member attribute that holds the address a node's HTTP API is reached at.
+HTTP_ATTRIBUTE = "http"
+
+#: Pause before asking again when there is a leader that did not take the command.
+RETRY_PAUSE_S = 0.05
+
+#: How long to wait for a leader before saying that there is none. Longer than any election of a
+#: healthy cluster, shorter than a client's patience.
+LEADER_WAIT_S = 3.0
+
+_FORWARD = struct.Struct(">BI")  # format, milliseconds that the sender will wait
+_FORWARD_FORMAT = 1
+
+
+class _Answer(IntEnum):
+    """First byte of the answer to a forwarded command."""
+
+    RESULT = 0
+    NOT_LEADER = 1
+    OVERLOADED = 2
+    UNKNOWN = 3
+    TOO_LARGE = 4
+
+
+class _NotHereError(Exception):
+    """The command certainly did not enter the log on this try."""
+
+
+class _MaybeError(Exception):
+    """This try may have put the command into the log."""
+
+
+class ClusterLog:
+    """Implements :class:`guardian.usecases.ports.Log` over a node."""
+
+    def __init__(self, state: StateReader) -> None:
+        self._state = state
+        self._node_or_none: Node | None = None
+        self._leader_changed = asyncio.Event()
+        self._revision_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+
+    def attach(self, node: Node) -> None:
+        """Use ``node`` from now on. The node's request handler is :meth:`on_request`."""
+        self._node_or_none = node
+        node.on_leadership(self._on_leadership)
+
+    @property
+    def _node(self) -> Node:
+        if self._node_or_none is None:
+            raise Problem("no_leader", "This node is still starting", retry_after_s=1.0)
+        return self._node_or_none
+
+    # -- writing --------------------------------------------------------------------------------
+
+    async def execute(self, command: AnyCommand, *, timeout_s: float) -> AnyResult:
+        """See :meth:`guardian.usecases.ports.Log.execute`."""
+        loop = asyncio.get_running_loop()
+        data = encode_command(command)
+        deadline = loop.time() + timeout_s
+        leaderless_since: float | None = None
+        maybe_sent = False
+        while (left := deadline - loop.time()) > 0:
+            changed = self._leader_changed
+            try:
+                return await self._try_once(data, left)
+            except Problem:
+                # A refusal of this try; an earlier one may have got through all the same.
+                if not maybe_sent:
+                    raise
+            except _MaybeError:
+                maybe_sent = True
+                leaderless_since = None
+            except _NotHereError:
+                now = loop.time()
+                leaderless_since = leaderless_since if leaderless_since is not None else now
+                if not maybe_sent and now - leaderless_since >= LEADER_WAIT_S:
+                    break
+            await _wait(changed, min(RETRY_PAUSE_S, max(deadline - loop.time(), 0)))
+        if maybe_sent:
+            raise Problem("outcome_unknown")
+        raise Problem("no_leader", retry_after_s=1.0)
+
+    async def _try_once(self, data: bytes, timeout_s: float) -> AnyResult:
+        node = self._node
+        leader = node.leader_id
+        if node.is_leader:
+            return await self._propose(node, data, timeout_s)
+        if leader is None or leader == node.config.node_id:
+            raise _NotHereError
+        return await self._forward(node, leader, data, timeout_s)
+
+    async def _propose(self, node: Node, data: bytes, timeout_s: float) -> AnyResult:
+        try:
+            proposed = await node.propose(data, timeout_s=timeout_s)
+        except OverloadedError:
+            raise Problem("overloaded", retry_after_s=1.0) from None
+        except EntryTooLargeError:
+            raise Problem("payload_too_large") from None
+        except RefusedError as error:
+            raise _NotHereError from error
+        except OutcomeUnknownError as error:
+            raise _MaybeError from error
+        result: AnyResult = proposed.result
+        return result
+
+    async def _forward(
+        self, node: Node, leader: NodeId, data: bytes, timeout_s: float
+    ) -> AnyResult:
+        payload = _FORWARD.pack(_FORWARD_FORMAT, max(int(timeout_s * 1000), 1)) + data
+        try:
+            raw = await node.request(leader, payload, timeout_s=timeout_s)
+        except OutcomeUnknownError as error:
+            raise _MaybeError from error
+        except RefusedError as error:
+            raise _NotHereError from error
+        kind = _Answer(raw[0])
+        if kind is _Answer.RESULT:
+            return decode_result(raw[1:])
+        if kind is _Answer.OVERLOADED:
+            raise Problem("overloaded", retry_after_s=1.0)
+        if kind is _Answer.TOO_LARGE:
+            raise Problem("payload_too_large")
+        if kind is _Answer.NOT_LEADER:
+            raise _NotHereError
+        raise _MaybeError
+
+    async def on_request(self, _sender: NodeId, payload: bytes) -> bytes:
+        """A command forwarded by another member: propose it here, and here only.
+
+        It is never forwarded again: a chain of nodes that each believe another to lead would have
+        no end.
+        """
+        node = self._node
+        data, timeout_ms = _unpack_forwarded(payload)
+        try:
+            proposed = await node.propose(data, timeout_s=timeout_ms / 1000)
+        except OverloadedError:
+            return bytes((_Answer.OVERLOADED,))
+        except EntryTooLargeError:
+            return bytes((_Answer.TOO_LARGE,))
+        except NotLeaderError:
+            return bytes((_Answer.NOT_LEADER,))
+        except OutcomeUnknownError:
+            return bytes((_Answer.UNKNOWN,))
+        return bytes((_Answer.RESULT,)) + encode_result(proposed.result)
+
+    # -- reading --------------------------------------------------------------------------------
+
+    async def barrier(self, *, timeout_s: float) -> None:
+        """See :meth:`guardian.usecases.ports.Log.barrier`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(timeout_s, LEADER_WAIT_S)
+        while (left := deadline - loop.time()) > 0:
+            changed = self._leader_changed
+            try:
+                await self._node.read_barrier(timeout_s=left)
+            except OverloadedError:
+                raise Problem("overloaded", retry_after_s=1.0) from None
+            except RefusedError:
+                await _wait(changed, min(RETRY_PAUSE_S, max(deadline - loop.time(), 0)))
+            else:
+                return
+        raise Problem("no_leader", retry_after_s=1.0)
+
+    async def wait_revision(self, revision: int, *, timeout_s: float) -> None:
+        """See :meth:`guardian.usecases.ports.Log.wait_revision`."""
+        if self._state.revision() >= revision:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._revision_waiters, (revision, next(self._order), future))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            raise Problem(
+                "unavailable", "This node has not reached that revision yet", retry_after_s=1.0
+            ) from None
+
+    def on_applied(self, revision: int) -> None:
+        """On the loop: the state machine has reached ``revision``."""
+        waiting = self._revision_waiters
+        while waiting and (waiting[0][0] <= revision or waiting[0][2].done()):
+            future = heapq.heappop(waiting)[2]
+            if not future.done():
+                future.set_result(None)
+
+    # -- looking --------------------------------------------------------------------------------
+
+    def is_leader(self) -> bool:
+        return self._node_or_none is not None and self._node_or_none.is_leader
+
+    def leader_http_address(self) -> str | None:
+        node = self._node_or_none
+        if node is None or node.leader_id is None:
+            return None
+        member = node.configuration.member(node.leader_id)
+        return dict(member.attributes).get(HTTP_ATTRIBUTE) if member else None
+
+    def staleness_ms(self) -> int | None:
+        return self._node_or_none.staleness_ms() if self._node_or_none else None
+
+    def cluster(self) -> ClusterView:
+        node = self._node
+        status = node.status()
+        core = status.core
+        voters = frozenset(core.voters)
+        members = tuple(
+            MemberView(
+                id=member.node_id,
+                raft_address=member.address,
+                http_address=dict(member.attributes).get(HTTP_ATTRIBUTE, ""),
+                voter=member.node_id in voters,
+                healthy=member.node_id == core.node_id or member.node_id in status.connected,
+            )
+            for member in node.configuration.members
+        )
+        role = {"pre_candidate": "candidate"}.get(core.role, core.role)
+        if role == "follower" and core.node_id in core.learners:
+            role = "learner"
+        return ClusterView(
+            node_id=core.node_id,
+            role=role,
+            term=core.term,
+            leader_id=core.leader_id,
+            commit_index=core.commit_index,
+            applied_index=core.applied_index,
+            members=members,
+        )
+
+    def _on_leadership(self, _change: LeadershipChanged) -> None:
+        """Wake everybody who waits for another leader."""
+        changed, self._leader_changed = self._leader_changed, asyncio.Event()
+        changed.set()
+
+
+def _unpack_forwarded(payload: bytes) -> tuple[bytes, int]:
+    """The command's bytes, known to be a command, and how long the sender waits."""
+    if len(payload) < _FORWARD.size:
+        raise RefusedError("not a forwarded command: too short")
+    version, timeout_ms = _FORWARD.unpack_from(payload)
+    if version != _FORWARD_FORMAT:
+        raise RefusedError(f"forward format {version} is not known here")
+    data = payload[_FORWARD.size :]
+    try:
+        decode_command(data)
+    except UndecodableError as error:
+        raise RefusedError(f"not a forwarded command: {error}") from error
+    return data, timeout_ms
+
+
+async def _wait(changed: asyncio.Event, timeout_s: float) -> None:
+    """Until leadership changed, or a moment has passed."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await changed.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,168 @@
+"""The history of all changes: what changed, and the hash chain that proves it was not rewritten.
+
+The chain after a change is ``SHA-256(chain before | canonical bytes of the change)``; before the
+first change it is 32 zero bytes. The canonical bytes are a fixed header of numbers, the content
+digest and the texts joined by NUL, which no text may contain; so no two changes share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+
+from guardian.fsm.records import (
+    HISTORY,
+    REVISIONS,
+    HistoryRecord,
+    history_key,
+    history_place,
+    joined,
+    version_key,
+)
+from guardian.fsm.tables import StateCorruptError, View
+
+GENESIS_CHAIN = bytes(32)
+
+_HEADER = struct.Struct(">BQIQQQB")
+_CANONICAL_FORMAT = 1
+
+
+class ChangeKind(StrEnum):
+    """What a record of history says happened. The values are stored; they never change."""
+
+    PROJECT_CREATED = "project_created"
+    PROJECT_DELETED = "project_deleted"
+    PROJECT_PURGED = "project_purged"  #: ``version`` is how many records went
+    KEY_CREATED = "key_created"
+    KEY_REVOKED = "key_revoked"
+    SCHEMA_PUT = "schema_put"
+    SCHEMA_DELETED = "schema_deleted"
+    SCHEMA_ATTEMPT_ABORTED = "schema_attempt_aborted"
+    CONFIG_CREATED = "config_created"
+    CONFIG_UPDATED = "config_updated"
+    CONFIG_DELETED = "config_deleted"
+    CONFIG_ROLLED_BACK = "config_rolled_back"
+
+
+#: Changes that wrote a version of a config.
+CONFIG_KINDS = frozenset(
+    {
+        ChangeKind.CONFIG_CREATED,
+        ChangeKind.CONFIG_UPDATED,
+        ChangeKind.CONFIG_DELETED,
+        ChangeKind.CONFIG_ROLLED_BACK,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change, with all that a mirror of the state needs.
+
+    ``version`` is that of the config or schema written; ``digest`` the SHA-256 of a config's
+    content, of a schema's body or of an API key; ``name`` an API key's name or a schema's attempt.
+    ``content`` is a config's document, and None for a delete, for what is not a config and for a
+    config whose project has been purged since.
+    """
+
+    revision: int
+    ordinal: int
+    kind: ChangeKind
+    actor: str
+    at_ms: int
+    project_id: str
+    key: str
+    key_id: str
+    name: str
+    schema_id: str
+    schema_version: int
+    version: int
+    digest: bytes
+    content: bytes | None
+    chain: bytes
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(revision, ordinal), by which changes are ordered."""
+        return self.revision, self.ordinal
+
+
+def next_chain(previous: bytes, revision: int, ordinal: int, record: HistoryRecord) -> bytes:
+    """The chain after ``record``; the record's own ``chain`` plays no part."""
+    texts = "\0".join(
+        (
+            record.kind,
+            record.project_id,
+            record.key,
+            record.key_id,
+            record.schema_id,
+            record.name,
+            record.actor,
+        )
+    )
+    header = _HEADER.pack(
+        _CANONICAL_FORMAT,
+        revision,
+        ordinal,
+        record.at_ms,
+        record.version,
+        record.schema_version,
+        len(record.digest),
+    )
+    return hashlib.sha256(previous + header + record.digest + texts.encode()).digest()
+
+
+def change_of(view: View, key: bytes, record: HistoryRecord) -> Change:
+    """The change that a record of history stands for, with its content looked up."""
+    revision, ordinal = history_place(key)
+    kind = ChangeKind(record.kind)
+    content = None
+    if kind in CONFIG_KINDS:
+        written = REVISIONS.get(
+            view, version_key(joined(record.project_id, record.key), record.version)
+        )
+        content = None if written is None else written.content
+    return Change(
+        revision=revision,
+        ordinal=ordinal,
+        kind=kind,
+        actor=record.actor,
+        at_ms=record.at_ms,
+        project_id=record.project_id,
+        key=record.key,
+        key_id=record.key_id,
+        name=record.name,
+        schema_id=record.schema_id,
+        schema_version=record.schema_version,
+        version=record.version,
+        digest=record.digest,
+        content=content,
+        chain=record.chain,
+    )
+
+
+def verify_history(view: View, head: bytes) -> int:
+    """Walk the whole history; how many changes it holds.
+
+    Every link must follow from the one before, the last must be ``head``, and every config content
+    that still exists must have the digest that history recorded for it.
+
+    Raises:
+        StateCorruptError: something was rewritten, dropped or added.
+    """
+    chain, count = GENESIS_CHAIN, 0
+    for key, payload in view.scan(HISTORY.number, history_key(0, 0)):
+        record = HISTORY.decode(payload)
+        revision, ordinal = history_place(key)
+        chain = next_chain(chain, revision, ordinal, record)
+        if chain != record.chain:
+            raise StateCorruptError(f"history does not chain at {revision}.{ordinal}")
+        content = change_of(view, key, record).content
+        if content is not None and hashlib.sha256(content).digest() != record.digest:
+            raise StateCorruptError(f"content is not what history recorded at {revision}.{ordinal}")
+        count += 1
+    if chain != head:
+        raise StateCorruptError("history does not end in the chain that the state records")
+    return count

@@ -1,0 +1,90 @@
+"""This node's health, as the probes see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from guardian.usecases.ports import Log
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """This node's state of health.
+
+    Args:
+        recovered: local state is open and serves reads.
+        knows_leader: a leader is known.
+        caught_up: what was committed when the node came up has been applied here.
+        draining: the node is on its way out and wants no new work.
+        degraded: parts that are away although the node serves, such as ``postgres``.
+    """
+
+    recovered: bool
+    knows_leader: bool
+    caught_up: bool
+    draining: bool = False
+    degraded: tuple[str, ...] = ()
+
+    def ready(self, *, local: bool) -> bool:
+        """Whether to send work here; ``local`` asks only for reads of local state."""
+        if not self.recovered or self.draining:
+            return False
+        return local or (self.knows_leader and self.caught_up)
+
+    def reasons(self, *, local: bool) -> list[str]:
+        """Why not, for administrators."""
+        reasons = []
+        if not self.recovered:
+            reasons.append("recovering")
+        if self.draining:
+            reasons.append("draining")
+        if not local and not self.knows_leader:
+            reasons.append("no_leader")
+        if not local and not self.caught_up:
+            reasons.append("catching_up")
+        return reasons
+
+
+class Health(Protocol):
+    """Answers at once, from memory."""
+
+    def report(self) -> HealthReport: ...
+
+
+class NodeHealth:
+    """Health from the log's picture of the cluster.
+
+    Args:
+        log: of this node.
+        database_is_up: whether PostgreSQL answered lately.
+    """
+
+    def __init__(self, log: Log, database_is_up: Callable[[], bool]) -> None:
+        self._log = log
+        self._database_is_up = database_is_up
+        self._target: int | None = None  #: commit index to reach, as first heard of a leader
+        self._caught_up = False
+        self._draining = False
+
+    def drain(self) -> None:
+        """Not ready from here on; called first thing on the way out."""
+        self._draining = True
+
+    def report(self) -> HealthReport:
+        view = self._log.cluster()
+        knows_leader = view.leader_id is not None
+        # "what was committed" is fixed when a leader is first known: under load the commit index
+        # runs ahead of the applied one for ever, which must not make readiness flap
+        if knows_leader and not self._caught_up:
+            if self._target is None:
+                self._target = view.commit_index
+            self._caught_up = view.applied_index >= self._target
+        return HealthReport(
+            recovered=True,
+            knows_leader=knows_leader,
+            caught_up=self._caught_up,
+            draining=self._draining,
+            degraded=() if self._database_is_up() else ("postgres",),
+        )

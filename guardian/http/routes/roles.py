@@ -1,0 +1,47 @@
+"""Roles of users in a project."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from guardian.http import bodies, shapes
+from guardian.http.exchange import Exchange, Handler, json_response, no_content, page_shape
+
+
+async def list_roles(exchange: Exchange) -> web.Response:
+    consistency = exchange.consistency()
+    seen = await exchange.services.roles.list(
+        exchange.principal, exchange.path("project_id"), exchange.page(), consistency
+    )
+    return exchange.seen(seen, consistency, page_shape(seen.value, shapes.Grant.of))
+
+
+async def grant_role(exchange: Exchange) -> web.Response:
+    body = exchange.body(bodies.GrantRole)
+    grant = await exchange.services.roles.grant(
+        exchange.principal,
+        exchange.path("project_id"),
+        body.user_id,
+        body.role,
+        exchange.call(),
+    )
+    return json_response(shapes.Grant.of(grant))
+
+
+async def revoke_role(exchange: Exchange) -> web.Response:
+    await exchange.services.roles.revoke(
+        exchange.principal,
+        exchange.path("project_id"),
+        exchange.path("user_id"),
+        exchange.call(),
+    )
+    return no_content()
+
+
+HANDLERS: Final[dict[str, Handler]] = {
+    "list_roles": list_roles,
+    "grant_role": grant_role,
+    "revoke_role": revoke_role,
+}

@@ -1,0 +1,62 @@
+"""Roles of users in projects."""
+
+from __future__ import annotations
+
+from guardian.domain.entities import Principal, Role, RoleGrant
+from guardian.domain.problems import Fault, Problem
+from guardian.usecases.access import Access
+from guardian.usecases.executing import Call, Consistency, Seen
+from guardian.usecases.paging import Page, PageRequest, page_of
+from guardian.usecases.ports import Log, State
+from guardian.usecases.ports import Roles as RoleRows
+
+
+class Roles:
+    """The verbs on roles. All of them are for a project's admins."""
+
+    def __init__(self, log: Log, state: State, access: Access, rows: RoleRows) -> None:
+        self._log = log
+        self._state = state
+        self._access = access
+        self._rows = rows
+
+    async def list(
+        self, principal: Principal, project_id: str, page: PageRequest, consistency: Consistency
+    ) -> Seen[Page[RoleGrant]]:
+        """Grants in the order of user ids."""
+        scope = f"roles:{project_id}"
+        after = page.after(scope)
+        await self._access.reading(principal, project_id, Role.ADMIN, consistency)
+        rows = await self._rows.list(project_id, after, page.limit + 1)
+        found = page_of(rows, page.limit, scope, _user_id)
+        return Seen(found, self._state.revision(), self._log.staleness_ms())
+
+    async def grant(
+        self, principal: Principal, project_id: str, user_id: str, role: Role, call: Call
+    ) -> RoleGrant:
+        """Give a user a role, or another one than before.
+
+        Raises:
+            Problem: ``validation_failed`` at ``/user_id`` for no such user, ``not_found``,
+                ``forbidden``.
+        """
+        await self._access.writing(principal, project_id, Role.ADMIN, call)
+        grant = RoleGrant(user_id, role)
+        try:
+            await self._rows.grant(project_id, grant)
+        except Problem as problem:
+            if problem.code != "not_found":
+                raise
+            fault = Fault("/user_id", "there is no such user")
+            raise Problem("validation_failed", errors=(fault,)) from problem
+        return grant
+
+    async def revoke(self, principal: Principal, project_id: str, user_id: str, call: Call) -> None:
+        """Raises ``Problem("not_found")`` when the user has no role there."""
+        await self._access.writing(principal, project_id, Role.ADMIN, call)
+        if not await self._rows.revoke(project_id, user_id):
+            raise Problem("not_found")
+
+
+def _user_id(grant: RoleGrant) -> str:
+    return grant.user_id

@@ -1,0 +1,10 @@
+"""Deterministic simulation: a whole cluster in one process, under virtual time, from one seed."""
+
+from __future__ import annotations
+
+from jepsen_like.sim.cluster import CoreCluster
+from jepsen_like.sim.ghost import InvariantViolation
+from jepsen_like.sim.options import SimOptions
+from jepsen_like.sim.runner import SeedResult, run_seed
+
+__all__ = ["CoreCluster", "InvariantViolation", "SeedResult", "SimOptions", "run_seed"]

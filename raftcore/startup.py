@@ -1,0 +1,115 @@
+"""From a data directory to everything a node needs: found or find the cluster, open the log.
+
+The founders' list counts only on an empty directory; with a cluster in the directory it is not
+looked at. A directory that is empty although a marker beside it says that a cluster lived there is
+refused unless the founders' list names several members, who can then answer for themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raftcore.core.membership import decode_configuration
+from raftcore.core.types import Configuration
+from raftcore.errors import BootstrapError
+from raftcore.formation import Founder, form_cluster
+from raftcore.storage.base import Identity
+from raftcore.storage.directory import DataDirectory
+from raftcore.storage.lmdb_log import LmdbLog, open_log
+from raftcore.transport.tcp import TcpTransport
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An opened member. ``Node`` closes storage and transport; the directory is the caller's."""
+
+    identity: Identity
+    directory: DataDirectory
+    storage: LmdbLog
+    transport: TcpTransport
+    founded_now: bool
+
+
+async def open_member(
+    data_dir: Path,
+    node_id: str,
+    *,
+    founders: Sequence[Founder],
+    listen: tuple[str, int],
+    on_progress: Callable[[str], None] | None = None,
+    allow_unsupported_fs: bool = False,
+) -> Member:
+    """Open ``data_dir`` as member ``node_id``, founding the cluster first if it is empty.
+
+    Args:
+        data_dir: the node's own directory; created if absent.
+        node_id: must be the one the directory was made for.
+        founders: first members of a new cluster, this node among them; a list of one founds a
+            cluster of one at once, otherwise every founder has to be seen once.
+        listen: host and port for peers.
+        on_progress: told, at most about once a second, what founding waits for.
+
+    Raises:
+        StorageError: the directory or its log can not be used (each with an exit code).
+        AlreadyBootstrappedError: the founders run a cluster that knows this node id under another
+            incarnation: this directory was wiped or replaced, and may never vote.
+        BootstrapError: the founders' lists differ, or a cluster lived here before.
+    """
+    directory = await asyncio.to_thread(
+        DataDirectory.open, data_dir, node_id, allow_unsupported_fs=allow_unsupported_fs
+    )
+    try:
+        founded_now = directory.identity is None
+        if founded_now:
+            await _found(directory, node_id, founders, listen, on_progress)
+        storage = await asyncio.to_thread(open_log, directory)
+    except BaseException:
+        directory.close()
+        raise
+    founding = await asyncio.to_thread(_founding_configuration, storage)
+    transport = TcpTransport(storage.identity, listen, founding)
+    return Member(storage.identity, directory, storage, transport, founded_now)
+
+
+async def _found(
+    directory: DataDirectory,
+    node_id: str,
+    founders: Sequence[Founder],
+    listen: tuple[str, int],
+    on_progress: Callable[[str], None] | None,
+) -> None:
+    if node_id not in {founder.node_id for founder in founders}:
+        raise BootstrapError(f"{node_id} is not among the founders, and {directory.path} is empty")
+    marker = directory.marker()
+    if marker is not None and len(founders) == 1:
+        raise BootstrapError(
+            f"{directory.path} is empty, but {directory.marker_path} says that cluster "
+            f"{marker.cluster_id} ({', '.join(marker.members)}) lived there. If the data is really "
+            f"meant to be gone, remove that file too"
+        )
+    incarnation = await asyncio.to_thread(directory.founding_incarnation)
+    configuration = await form_cluster(
+        node_id=node_id,
+        incarnation=incarnation,
+        founders=founders,
+        listen=listen,
+        on_progress=on_progress,
+    )
+    await asyncio.to_thread(directory.bootstrap, configuration)
+    logger.info("cluster %s is founded", configuration.cluster_id)
+
+
+def _founding_configuration(storage: LmdbLog) -> Configuration:
+    """What a founder that missed the end of the formation is given (membership is fixed so far)."""
+    first = storage.read(1, 1, 1)
+    if first:
+        return decode_configuration(first[0].data)
+    snapshot = storage.newest_snapshot()
+    assert snapshot is not None, "a log without its first entry has a snapshot"
+    return snapshot.configuration

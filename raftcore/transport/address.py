@@ -1,0 +1,22 @@
+"""Addresses: ``host:port``, with IPv6 hosts in brackets."""
+
+from __future__ import annotations
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """The host and port of ``host:port`` or ``[v6]:port``.
+
+    Raises:
+        ValueError: not an address, or a port outside 1..65535.
+    """
+    host, colon, port_text = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{address!r}: an IPv6 host needs brackets")
+    if not colon or not host or not (port_text.isascii() and port_text.isdigit()):
+        raise ValueError(f"{address!r} is not host:port")
+    port = int(port_text) if len(port_text) <= 5 else 0
+    if not 0 < port <= 65535:
+        raise ValueError(f"{address!r}: the port must be in 1..65535")
+    return host, port

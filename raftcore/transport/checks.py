@@ -1,0 +1,171 @@
+"""Reading what a peer wrote: every value is checked before anything else sees it.
+
+Bytes from the network are parsed as msgpack arrays of plain values: no maps, no extension types,
+bounded lengths. Each check takes the raw value, returns it typed, or raises :class:`WireError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from raftcore.core.errors import PeerViolationError
+from raftcore.core.membership import decode_configuration
+from raftcore.core.types import MAX_INDEX, MAX_TERM, Configuration, Member
+
+#: Request numbers, sequences and counters: grow by one, so 63 bits never end.
+MAX_COUNTER = 2**63 - 1
+MAX_NODE_ID_BYTES = 255
+MAX_CLUSTER_ID_BYTES = 128
+MAX_ADDRESS_BYTES = 512
+MAX_MEMBERS = 1024
+MAX_ATTRIBUTES = 64
+MAX_ATTRIBUTE_BYTES = 4096
+MAX_CONFIGURATION_BYTES = 1 << 20
+INCARNATION_BYTES = 16
+
+Check = Callable[[object], Any]
+
+
+class WireError(PeerViolationError):
+    """The peer's bytes are not what a correct peer sends; the connection is of no further use."""
+
+    code = "peer_violation"
+
+
+def unpack_array(raw: bytes | memoryview, *, max_array_len: int) -> tuple[object, ...]:
+    """The msgpack array that ``raw`` is, exactly, as a tuple (nested arrays are tuples too).
+
+    Raises:
+        WireError: not one msgpack array, or with maps, extension types or too many elements.
+    """
+    try:
+        value = msgpack.unpackb(
+            raw,
+            raw=False,
+            use_list=False,
+            strict_map_key=True,
+            max_array_len=max_array_len,
+            max_map_len=0,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.UnpackException) as error:
+        raise WireError(f"not msgpack: {error}") from error
+    if type(value) is not tuple:
+        raise WireError(f"expected an array, got {type(value).__name__}")
+    return value
+
+
+def check_integer(value: object, low: int, high: int) -> int:
+    # type() and not isinstance: True is an int to Python, but never a number on the wire.
+    if type(value) is not int:
+        raise WireError(f"expected an integer, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise WireError(f"the number {value} is outside {low}..{high}")
+    return value
+
+
+def check_term(value: object) -> int:
+    return check_integer(value, 0, MAX_TERM)
+
+
+def check_index(value: object) -> int:
+    return check_integer(value, 0, MAX_INDEX)
+
+
+def check_index_or_none(value: object) -> int:
+    """An index, or -1 for "there is none"."""
+    return check_integer(value, -1, MAX_INDEX)
+
+
+def check_counter(value: object) -> int:
+    return check_integer(value, 0, MAX_COUNTER)
+
+
+def check_flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise WireError(f"expected a boolean, got {type(value).__name__}")
+    return value
+
+
+def check_bytes(value: object) -> bytes:
+    """Any bytes: the frame's cap has bounded them already."""
+    if type(value) is not bytes:
+        raise WireError(f"expected bytes, got {type(value).__name__}")
+    return value
+
+
+def check_exact_bytes(value: object, size: int) -> bytes:
+    raw = check_bytes(value)
+    if len(raw) != size:
+        raise WireError(f"expected {size} bytes, got {len(raw)}")
+    return raw
+
+
+def check_text(value: object, max_bytes: int) -> str:
+    if type(value) is not str:
+        raise WireError(f"expected text, got {type(value).__name__}")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as error:  # JSON can spell lone surrogates
+        raise WireError("a text is not Unicode") from error
+    if size > max_bytes:
+        raise WireError(f"a text is longer than {max_bytes} bytes")
+    return value
+
+
+def check_node_id(value: object) -> str:
+    node_id = check_text(value, MAX_NODE_ID_BYTES)
+    if not node_id:
+        raise WireError("a node id is empty")
+    return node_id
+
+
+def check_array(value: object, max_len: int) -> tuple[object, ...]:
+    if type(value) is not tuple:
+        raise WireError(f"expected an array, got {type(value).__name__}")
+    if len(value) > max_len:
+        raise WireError(f"an array is longer than {max_len}")
+    return value
+
+
+def check_attributes(value: object) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for item in check_array(value, MAX_ATTRIBUTES):
+        pair = check_array(item, 2)
+        if len(pair) != 2:
+            raise WireError("an attribute is not a pair")
+        name, text = pair
+        pairs.append((check_text(name, MAX_ATTRIBUTE_BYTES), check_text(text, MAX_ATTRIBUTE_BYTES)))
+    return tuple(pairs)
+
+
+def check_configuration(value: object) -> Configuration:
+    """A configuration from its canonical bytes, with every field checked."""
+    raw = check_bytes(value)
+    if len(raw) > MAX_CONFIGURATION_BYTES:
+        raise WireError(f"a configuration of {len(raw)} bytes")
+    try:
+        configuration = decode_configuration(raw)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise WireError(f"not a configuration: {error}") from error
+    # JSON has no types to rely on: what decoded may still hold a number where an id belongs.
+    check_text(configuration.cluster_id, MAX_CLUSTER_ID_BYTES)
+    check_array(configuration.members, MAX_MEMBERS)
+    for member in configuration.members:
+        _check_member(member)
+    for voter in check_array(configuration.old_voters, MAX_MEMBERS):
+        check_node_id(voter)
+    return configuration
+
+
+def _check_member(member: Member) -> None:
+    check_node_id(member.node_id)
+    check_text(member.address, MAX_ADDRESS_BYTES)
+    check_flag(member.voter)
+    # Empty: a configuration may be written before the member's directory exists.
+    if member.incarnation:
+        check_exact_bytes(member.incarnation, INCARNATION_BYTES)
+    check_attributes(member.attributes)

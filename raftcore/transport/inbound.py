@@ -1,0 +1,188 @@
+"""The accepting side: authenticate, then deliver messages and answer requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from raftcore.core.errors import PeerViolationError
+from raftcore.core.types import NodeId
+from raftcore.errors import NotLeaderError, OutcomeUnknownError, OverloadedError, RefusedError
+from raftcore.transport.base import Receiver
+from raftcore.transport.connection import Context, FramedConnection, log, unexpected
+from raftcore.transport.framing import Frame, FrameKind, encode_frame
+from raftcore.transport.handshake import (
+    MAX_HELLO_BYTES,
+    HandshakeRefusedError,
+    Introduction,
+    RefusalCode,
+    answer_hello,
+    decode_introduction,
+    encode_introduction,
+    encode_refusal,
+)
+from raftcore.transport.queue import SendQueue
+from raftcore.transport.wire import (
+    Request,
+    Response,
+    ResponseStatus,
+    decode_message,
+    decode_request,
+    encode_response,
+)
+
+
+class InboundConnection(FramedConnection):
+    """A connection that a peer opened to us.
+
+    Args:
+        on_welcomed: called when the peer has introduced itself; ``peer`` is set then.
+        on_closed: called when the connection is gone.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        on_opened: Callable[[InboundConnection], None],
+        on_welcomed: Callable[[InboundConnection], None],
+        on_closed: Callable[[InboundConnection], None],
+    ) -> None:
+        options = context.options
+        super().__init__(
+            context, SendQueue(options.queue_frames, options.queue_bytes), MAX_HELLO_BYTES
+        )
+        self.peer: NodeId | None = None
+        self._on_opened = on_opened
+        self._on_welcomed = on_welcomed
+        self._on_closed = on_closed
+        self._hello_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        return self.peer or super().name
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._hello_timer = self.context.loop.call_later(
+            self.context.options.hello_timeout_s,
+            self.refuse,
+            HandshakeRefusedError(RefusalCode.HELLO_TIMEOUT, "no HELLO in time"),
+        )
+        self._on_opened(self)
+
+    def closed(self) -> None:
+        self._stop_hello_timer()
+        self._on_closed(self)
+
+    def violation(self, error: PeerViolationError) -> None:
+        if self.peer is None:
+            self.context.stats.bad_frames += 1
+            self.refuse(HandshakeRefusedError(RefusalCode.BAD_HELLO, str(error)))
+        else:
+            super().violation(error)
+
+    def refuse(self, error: HandshakeRefusedError) -> None:
+        """Say why, hang up, count. Nothing of the stranger was looked at."""
+        self.context.stats.refused[str(error.code)] += 1
+        log.warning("refused a connection from %s: %s: %s", self.name, error.code, error)
+        self.write_now(encode_frame(FrameKind.REFUSE, encode_refusal(error)))
+        self._stop_hello_timer()
+        self.close()
+
+    def frame_received(self, frame: Frame) -> None:
+        if self.peer is None:
+            self._hello(frame)
+        elif frame.kind is FrameKind.MESSAGE:
+            message = decode_message(frame.body, self.peer)
+            self.context.stats.messages_in += 1
+            self.context.receiver.on_message(message)
+        elif frame.kind is FrameKind.REQUEST:
+            self._request(self.peer, decode_request(frame.body))
+        else:
+            raise unexpected(frame)
+
+    def _hello(self, frame: Frame) -> None:
+        if frame.kind is not FrameKind.HELLO:
+            raise unexpected(frame)
+        context = self.context
+        try:
+            hello = decode_introduction(frame.body)
+            welcome = answer_hello(hello, context.identity, context.configuration, context.founding)
+        except HandshakeRefusedError as error:
+            self.refuse(error)
+            return
+        self.write_now(encode_frame(FrameKind.WELCOME, encode_introduction(welcome)))
+        self._stop_hello_timer()
+        if hello.forming:
+            self.close()  # it has what it needs, and comes back as a member
+        else:
+            self._welcomed(hello)
+
+    def _welcomed(self, hello: Introduction) -> None:
+        self.peer = hello.node_id
+        self.accept_frames(self.context.options.max_frame_bytes)
+        self._on_welcomed(self)
+
+    def _stop_hello_timer(self) -> None:
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+            self._hello_timer = None
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def _request(self, peer: NodeId, request: Request) -> None:
+        context = self.context
+        context.stats.requests_in += 1
+        if context.handling[peer] >= context.options.max_requests:
+            refusal = OverloadedError(f"{context.options.max_requests} requests are being answered")
+            self._respond(refused(request.request_id, refusal))
+            return
+        context.handling[peer] += 1
+        task = context.loop.create_task(self._handle(peer, request))
+        context.tasks.add(task)
+        task.add_done_callback(context.tasks.discard)
+
+    async def _handle(self, peer: NodeId, request: Request) -> None:
+        try:
+            self._respond(await answer_request(self.context.receiver, peer, request))
+        finally:
+            self.context.handling[peer] -= 1
+
+    def _respond(self, response: Response) -> None:
+        body = encode_response(response)
+        if len(body) >= self.context.options.max_frame_bytes:
+            self.context.stats.dropped_oversize += 1
+            body = encode_response(unknown(response.request_id, "the answer is too large"))
+        if not self.closing:
+            self.send(encode_frame(FrameKind.RESPONSE, body))
+
+
+async def answer_request(receiver: Receiver, peer: NodeId, request: Request) -> Response:
+    """Let the application answer, and put what it did into a response.
+
+    The asker has given up after ``timeout_ms``, so the handler is cancelled then. Only a
+    RefusedError says that nothing happened; after any other exception nobody can know.
+    """
+    number = request.request_id
+    try:
+        async with asyncio.timeout(request.timeout_ms / 1000):
+            payload = await receiver.on_request(peer, request.payload)
+    except RefusedError as error:
+        return refused(number, error)
+    except OutcomeUnknownError as error:
+        return unknown(number, str(error), error.code)
+    except TimeoutError:
+        return unknown(number, "not answered in time")
+    except Exception:  # noqa: BLE001 (logged with its traceback, and told as "unknown")
+        log.exception("a request from %s failed", peer)
+        return unknown(number, "the request failed; see the log of the node that was asked")
+    return Response(number, ResponseStatus.OK, payload)
+
+
+def refused(number: int, error: RefusedError) -> Response:
+    leader_id = error.leader_id if isinstance(error, NotLeaderError) else None
+    return Response(number, ResponseStatus.REFUSED, b"", error.code, str(error), leader_id or "")
+
+
+def unknown(number: int, detail: str, code: str = OutcomeUnknownError.code) -> Response:
+    return Response(number, ResponseStatus.UNKNOWN, b"", code, detail)

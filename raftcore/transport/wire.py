@@ -1,0 +1,392 @@
+"""The bytes of protocol messages, requests and responses.
+
+A message is one msgpack array ``[version, type, term, fields...]``: arrays, because maps cost half
+as much again and field names would have to be checked. The fields of each type, their order and
+their checks are one table below; its numbers are final once released. ``sender`` is not in the
+bytes: it is who the connection was authenticated as (rule 52).
+
+Entries travel as their canonical bytes (:mod:`raftcore.encoding`), the very ones that go into the
+log and its hash chain.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import msgpack
+
+from raftcore.core.membership import encode_configuration
+from raftcore.core.messages import (
+    AppendReply,
+    AppendRequest,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    ReadIndexReply,
+    ReadIndexRequest,
+    SnapshotChunk,
+    SnapshotReply,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
+from raftcore.core.types import Entry, NodeId, SnapshotMeta
+from raftcore.encoding import EncodingError, decode_entry, encode_entry
+from raftcore.transport.checks import (
+    MAX_COUNTER,
+    MAX_NODE_ID_BYTES,
+    Check,
+    WireError,
+    check_array,
+    check_bytes,
+    check_configuration,
+    check_counter,
+    check_exact_bytes,
+    check_flag,
+    check_index,
+    check_index_or_none,
+    check_integer,
+    check_term,
+    check_text,
+    unpack_array,
+)
+
+__all__ = [
+    "MAX_BATCH_ENTRIES",
+    "WIRE_VERSION",
+    "MessageEncoder",
+    "Request",
+    "Response",
+    "ResponseStatus",
+    "WireError",
+    "decode_message",
+    "decode_request",
+    "decode_response",
+    "encode_message",
+    "encode_request",
+    "encode_response",
+]
+
+WIRE_VERSION = 1
+#: Entries of one append message; far above what a leader packs into one.
+MAX_BATCH_ENTRIES = 1 << 16
+_CHAIN_BYTES = 32
+
+
+# -- messages ---------------------------------------------------------------------------------
+
+
+def _check_entries(value: object) -> tuple[Entry, ...]:
+    try:
+        return tuple(
+            decode_entry(check_bytes(raw)) for raw in check_array(value, MAX_BATCH_ENTRIES)
+        )
+    except EncodingError as error:
+        raise WireError(str(error)) from error
+
+
+def _check_meta(value: object) -> SnapshotMeta:
+    fields = check_array(value, 6)
+    if len(fields) != 6:
+        raise WireError(f"snapshot metadata of {len(fields)} fields")
+    index, term, chain, configuration, size_bytes, digest = fields
+    return SnapshotMeta(
+        index=check_index(index),
+        term=check_term(term),
+        chain=check_exact_bytes(chain, _CHAIN_BYTES),
+        configuration=check_configuration(configuration),
+        size_bytes=check_counter(size_bytes),
+        digest=check_exact_bytes(digest, _CHAIN_BYTES),
+    )
+
+
+def _plain_meta(meta: SnapshotMeta) -> list[object]:
+    configuration = encode_configuration(meta.configuration)
+    return [meta.index, meta.term, meta.chain, configuration, meta.size_bytes, meta.digest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """One message type on the wire: its number, and its fields after the term, in order."""
+
+    number: int
+    make: Callable[..., Message]
+    fields: tuple[tuple[str, Check], ...]
+
+
+_LAYOUTS: dict[type[Message], _Layout] = {
+    layout_type: _Layout(number, layout_type, fields)
+    for number, layout_type, fields in (
+        (
+            1,
+            VoteRequest,
+            (
+                ("last_index", check_index),
+                ("last_term", check_term),
+                ("pre_vote", check_flag),
+                ("transfer", check_flag),
+            ),
+        ),
+        (2, VoteReply, (("granted", check_flag), ("pre_vote", check_flag))),
+        (
+            3,
+            AppendRequest,
+            (
+                ("prev_index", check_index),
+                ("prev_term", check_term),
+                ("commit", check_index),
+                ("sequence", check_counter),
+                ("read_counter", check_counter),
+                ("entries", _check_entries),  # last, see MessageEncoder
+            ),
+        ),
+        (
+            4,
+            AppendReply,
+            (
+                ("success", check_flag),
+                ("match_index", check_index),
+                ("conflict_index", check_index),
+                ("conflict_term", check_term),
+                ("sequence", check_counter),
+                ("read_counter", check_counter),
+            ),
+        ),
+        (5, Heartbeat, (("commit", check_index), ("read_counter", check_counter))),
+        (6, HeartbeatReply, (("read_counter", check_counter),)),
+        (
+            7,
+            SnapshotChunk,
+            (
+                ("meta", _check_meta),
+                ("offset", check_counter),
+                ("data", check_bytes),
+                ("sequence", check_counter),
+                ("read_counter", check_counter),
+            ),
+        ),
+        (
+            8,
+            SnapshotReply,
+            (
+                ("index", check_index),
+                ("next_offset", check_counter),
+                ("installed", check_flag),
+                ("sequence", check_counter),
+                ("read_counter", check_counter),
+            ),
+        ),
+        (9, TimeoutNow, ()),
+        (10, ReadIndexRequest, (("read_id", check_counter),)),
+        (11, ReadIndexReply, (("read_id", check_counter), ("index", check_index_or_none))),
+    )
+}
+_BY_NUMBER = {layout.number: layout for layout in _LAYOUTS.values()}
+
+
+class MessageEncoder:
+    """Encodes messages; a batch of entries that goes to several followers is encoded once.
+
+    The core hands the same ``entries`` tuple to every follower, so the encoded batch is found by
+    the tuple's identity. The cache keeps the tuple alive, hence an id is never taken for that of
+    another; it is bounded in batches and in bytes.
+
+    Args:
+        cached_batches: how many encoded batches to keep.
+        cached_bytes: how many encoded bytes to keep; a larger batch is not kept at all.
+    """
+
+    def __init__(self, cached_batches: int = 8, cached_bytes: int = 16 << 20) -> None:
+        self._cached_batches = cached_batches
+        self._cached_bytes = cached_bytes
+        self._batches: OrderedDict[int, tuple[tuple[Entry, ...], bytes]] = OrderedDict()
+        self._size_bytes = 0
+        self.hits = 0
+
+    def encode(self, message: Message) -> bytes:
+        """The bytes of ``message``, without its sender."""
+        layout = _LAYOUTS[type(message)]
+        fields: list[object] = [WIRE_VERSION, layout.number, message.term]
+        if isinstance(message, AppendRequest):
+            fields += (
+                message.prev_index,
+                message.prev_term,
+                message.commit,
+                message.sequence,
+                message.read_counter,
+            )
+            # The array is put together by hand so that the batch's bytes can be reused: a header
+            # for one element more than `fields`, those elements, and the batch as the last one.
+            return b"%c%b%b" % (
+                0x90 | (len(fields) + 1),
+                msgpack.packb(fields)[1:],
+                self._batch(message.entries),
+            )
+        for name, _ in layout.fields:
+            value = getattr(message, name)
+            fields.append(_plain_meta(value) if name == "meta" else value)
+        return msgpack.packb(fields)
+
+    def _batch(self, entries: tuple[Entry, ...]) -> bytes:
+        if not entries:
+            return b"\x90"
+        key = id(entries)
+        found = self._batches.get(key)
+        if found is not None:
+            self.hits += 1
+            return found[1]
+        packed = msgpack.packb([encode_entry(entry) for entry in entries])
+        if len(packed) <= self._cached_bytes:
+            self._batches[key] = (entries, packed)
+            self._size_bytes += len(packed)
+            while (
+                len(self._batches) > self._cached_batches or self._size_bytes > self._cached_bytes
+            ):
+                _, (_, dropped) = self._batches.popitem(last=False)
+                self._size_bytes -= len(dropped)
+        return packed
+
+
+def encode_message(message: Message) -> bytes:
+    """The bytes of one message; see :class:`MessageEncoder` for many."""
+    return MessageEncoder(cached_batches=0).encode(message)
+
+
+def decode_message(raw: bytes | memoryview, sender: NodeId) -> Message:
+    """The message of those bytes, said by ``sender``.
+
+    Raises:
+        WireError: an unknown version or type, a field of the wrong type or out of range, entries
+            that do not continue ``prev_index`` or whose terms run backwards.
+    """
+    values = unpack_array(raw, max_array_len=MAX_BATCH_ENTRIES)
+    if len(values) < 3:
+        raise WireError("a message is shorter than its header")
+    version, number, term = values[:3]
+    if version != WIRE_VERSION or type(version) is not int:
+        raise WireError(f"message version {version!r} is not known here")
+    layout = _BY_NUMBER.get(check_integer(number, 0, 255))
+    if layout is None:
+        raise WireError(f"message type {number} is not known here")
+    if len(values) != 3 + len(layout.fields):
+        raise WireError(f"a message of type {number} has {len(values)} fields")
+    fields = [check(value) for (_, check), value in zip(layout.fields, values[3:], strict=True)]
+    message = layout.make(sender, check_term(term), *fields)
+    if isinstance(message, AppendRequest):
+        _check_batch(message)
+    elif isinstance(message, SnapshotChunk):
+        _check_chunk(message)
+    return message
+
+
+def _check_batch(message: AppendRequest) -> None:
+    """Entry k has index ``prev_index + 1 + k`` (rule 29), and terms never decrease along a log."""
+    index, term = message.prev_index, message.prev_term
+    for entry in message.entries:
+        index += 1
+        if entry.index != index:
+            raise WireError(f"entry {entry.index} where {index} should be")
+        if entry.term < term:
+            raise WireError(f"entry {index} of term {entry.term} after one of term {term}")
+        term = entry.term
+    if term > message.term:
+        raise WireError(f"a log of term {term} from a leader of term {message.term}")
+
+
+def _check_chunk(message: SnapshotChunk) -> None:
+    if message.offset + len(message.data) > message.meta.size_bytes:
+        raise WireError("a snapshot chunk reaches beyond the snapshot's end")
+
+
+# -- requests and responses -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An application's question to a peer; ``timeout_ms`` is how long the asker will wait."""
+
+    request_id: int
+    timeout_ms: int
+    payload: bytes
+
+
+class ResponseStatus(IntEnum):
+    OK = 0
+    REFUSED = 1  #: the application refused before doing anything
+    UNKNOWN = 2  #: the application cannot say whether it took effect
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """``payload`` if OK, else ``code`` and ``detail``; ``leader_id`` is a hint, or empty."""
+
+    request_id: int
+    status: ResponseStatus
+    payload: bytes = b""
+    code: str = ""
+    detail: str = ""
+    leader_id: str = ""
+
+
+_MAX_CODE_BYTES = 128
+_MAX_DETAIL_BYTES = 4096
+_MAX_TIMEOUT_MS = 2**31
+
+
+def encode_request(request: Request) -> bytes:
+    return msgpack.packb([WIRE_VERSION, request.request_id, request.timeout_ms, request.payload])
+
+
+def decode_request(raw: bytes | memoryview) -> Request:
+    """Raises :class:`WireError` unless ``raw`` is a request."""
+    request_id, timeout_ms, payload = _numbered(raw, 3)
+    return Request(
+        check_counter(request_id),
+        check_integer(timeout_ms, 0, _MAX_TIMEOUT_MS),
+        check_bytes(payload),
+    )
+
+
+def encode_response(response: Response) -> bytes:
+    return msgpack.packb(
+        [
+            WIRE_VERSION,
+            response.request_id,
+            int(response.status),
+            response.payload,
+            clip(response.code, _MAX_CODE_BYTES),
+            clip(response.detail, _MAX_DETAIL_BYTES),
+            clip(response.leader_id, MAX_NODE_ID_BYTES),
+        ]
+    )
+
+
+def decode_response(raw: bytes | memoryview) -> Response:
+    """Raises :class:`WireError` unless ``raw`` is a response."""
+    request_id, status, payload, code, detail, leader_id = _numbered(raw, 6)
+    return Response(
+        check_integer(request_id, 0, MAX_COUNTER),
+        ResponseStatus(check_integer(status, 0, max(ResponseStatus))),
+        check_bytes(payload),
+        check_text(code, _MAX_CODE_BYTES),
+        check_text(detail, _MAX_DETAIL_BYTES),
+        check_text(leader_id, MAX_NODE_ID_BYTES),
+    )
+
+
+def clip(text: str, max_bytes: int) -> str:
+    """``text`` cut to ``max_bytes`` of UTF-8; what cannot be encoded at all is replaced."""
+    return text.encode(errors="replace")[:max_bytes].decode(errors="ignore")
+
+
+def _numbered(raw: bytes | memoryview, count: int) -> tuple[object, ...]:
+    """The ``count`` values after a leading version number."""
+    values = unpack_array(raw, max_array_len=count + 1)
+    if len(values) != count + 1:
+        raise WireError(f"{len(values)} fields where {count + 1} should be")
+    if values[0] != WIRE_VERSION or type(values[0]) is not int:
+        raise WireError(f"version {values[0]!r} is not known here")
+    return values[1:]
