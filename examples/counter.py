@@ -96,9 +96,8 @@ async def start(data: Path, node_id: str, founders: list[Founder]) -> Running:
     """One member, from its directory to a running node."""
     address = next(f.address for f in founders if f.node_id == node_id)
     host, _, port = address.rpartition(":")
-    member = await open_member(
-        data / node_id, node_id, founders=founders, listen=(host, int(port))
-    )
+    directory = DataDirectory.open(data / node_id, node_id)
+    member = await open_member(directory, founders=founders, listen=(host, int(port)))
     counter = Counter()
     node = Node(
         config=CoreConfig(node_id),
@@ -107,7 +106,7 @@ async def start(data: Path, node_id: str, founders: list[Founder]) -> Running:
         state_machine=counter,
     )
     await node.start()
-    return Running(node, counter, member.directory)
+    return Running(node, counter, directory)
 
 
 async def add(members: dict[str, Running], amount: int) -> int:
@@ -115,7 +114,7 @@ async def add(members: dict[str, Running], amount: int) -> int:
     while True:
         for member in members.values():
             try:
-                return (await member.node.propose(b"%d" % amount)).result
+                return int((await member.node.propose(b"%d" % amount)).result)
             except OutcomeUnknownError:
                 raise
             except RefusedError:

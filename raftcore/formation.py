@@ -57,6 +57,7 @@ _BACKOFF_MAX_S = 1.0
 _MIN_INTERVAL_S = 0.02
 _EXCHANGE_TIMEOUT_S = 2.0
 _HELLO_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 1.0
 _PROGRESS_INTERVAL_S = 1.0
 _MAX_VISITORS = 64
 _READ_BYTES = 64 << 10
@@ -377,17 +378,21 @@ class _Formation:
 
     def _answer_to(self, frame: Frame) -> bytes:
         try:
-            if frame.kind is not FrameKind.HELLO:
-                raise HandshakeRefusedError(RefusalCode.BAD_HELLO, "expected a HELLO")
-            hello = decode_introduction(frame.body)
-            if not hello.forming:
-                raise HandshakeRefusedError(RefusalCode.FORMING, "there is no cluster here yet")
+            welcome = self._welcome(frame)
         except HandshakeRefusedError as error:
             return encode_frame(FrameKind.REFUSE, encode_refusal(error))
+        return encode_frame(FrameKind.WELCOME, encode_introduction(welcome))
+
+    def _welcome(self, frame: Frame) -> Introduction:
+        if frame.kind is not FrameKind.HELLO:
+            raise HandshakeRefusedError(RefusalCode.BAD_HELLO, "expected a HELLO")
+        hello = decode_introduction(frame.body)
+        if not hello.forming:
+            raise HandshakeRefusedError(RefusalCode.FORMING, "there is no cluster here yet")
         # It is evidently up: call it now rather than after the back-off.
         if hello.node_id in self._pokes and self._needs(hello.node_id):
             self._pokes[hello.node_id].set()
-        return encode_frame(FrameKind.WELCOME, encode_introduction(self._introduction()))
+        return self._introduction()
 
 
 @contextlib.asynccontextmanager
@@ -398,7 +403,7 @@ async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
     finally:
         writer.close()
         try:
-            async with asyncio.timeout(_MIN_INTERVAL_S):
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await writer.wait_closed()
         except (OSError, TimeoutError):
             writer.transport.abort()  # broken, or somebody who does not read: no reason to wait

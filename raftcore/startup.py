@@ -11,12 +11,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from raftcore.core.membership import decode_configuration
 from raftcore.core.types import Configuration
 from raftcore.errors import BootstrapError
-from raftcore.formation import Founder, form_cluster
+from raftcore.formation import FormationProgress, Founder, form_cluster
 from raftcore.storage.base import Identity
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.lmdb_log import LmdbLog, open_log
@@ -27,29 +26,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An opened member. ``Node`` closes storage and transport; the directory is the caller's."""
+    """An opened member: give ``storage`` and ``transport`` to a ``Node``, which closes them."""
 
     identity: Identity
-    directory: DataDirectory
     storage: LmdbLog
     transport: TcpTransport
     founded_now: bool
 
 
 async def open_member(
-    data_dir: Path,
-    node_id: str,
+    directory: DataDirectory,
     *,
     founders: Sequence[Founder],
     listen: tuple[str, int],
     on_progress: Callable[[str], None] | None = None,
-    allow_unsupported_fs: bool = False,
 ) -> Member:
-    """Open ``data_dir`` as member ``node_id``, founding the cluster first if it is empty.
+    """Open a member's log and transport, founding the cluster first if its directory is empty.
 
     Args:
-        data_dir: the node's own directory; created if absent.
-        node_id: must be the one the directory was made for.
+        directory: the locked data directory; it stays the caller's to close.
         founders: first members of a new cluster, this node among them; a list of one founds a
             cluster of one at once, otherwise every founder has to be seen once.
         listen: host and port for peers.
@@ -61,29 +56,22 @@ async def open_member(
             incarnation: this directory was wiped or replaced, and may never vote.
         BootstrapError: the founders' lists differ, or a cluster lived here before.
     """
-    directory = await asyncio.to_thread(
-        DataDirectory.open, data_dir, node_id, allow_unsupported_fs=allow_unsupported_fs
-    )
-    try:
-        founded_now = directory.identity is None
-        if founded_now:
-            await _found(directory, node_id, founders, listen, on_progress)
-        storage = await asyncio.to_thread(open_log, directory)
-    except BaseException:
-        directory.close()
-        raise
+    founded_now = directory.identity is None
+    if founded_now:
+        await _found(directory, founders, listen, on_progress)
+    storage = await asyncio.to_thread(open_log, directory)
     founding = await asyncio.to_thread(_founding_configuration, storage)
     transport = TcpTransport(storage.identity, listen, founding)
-    return Member(storage.identity, directory, storage, transport, founded_now)
+    return Member(storage.identity, storage, transport, founded_now)
 
 
 async def _found(
     directory: DataDirectory,
-    node_id: str,
     founders: Sequence[Founder],
     listen: tuple[str, int],
     on_progress: Callable[[str], None] | None,
 ) -> None:
+    node_id = directory.node_id
     if node_id not in {founder.node_id for founder in founders}:
         raise BootstrapError(f"{node_id} is not among the founders, and {directory.path} is empty")
     marker = directory.marker()
@@ -99,10 +87,28 @@ async def _found(
         incarnation=incarnation,
         founders=founders,
         listen=listen,
-        on_progress=on_progress,
+        on_progress=_told(on_progress),
     )
     await asyncio.to_thread(directory.bootstrap, configuration)
     logger.info("cluster %s is founded", configuration.cluster_id)
+
+
+def _told(
+    on_progress: Callable[[str], None] | None,
+) -> Callable[[FormationProgress], None] | None:
+    if on_progress is None:
+        return None
+    tell = on_progress
+
+    def report(progress: FormationProgress) -> None:
+        if progress.missing:
+            problems = dict(progress.problems)
+            seen = [f"{node} ({problems.get(node, 'no answer yet')})" for node in progress.missing]
+            tell(f"founding waits for {', '.join(seen)}")
+        elif progress.unconfirmed:
+            tell(f"founding waits for {', '.join(progress.unconfirmed)} to see the same founders")
+
+    return report
 
 
 def _founding_configuration(storage: LmdbLog) -> Configuration:

@@ -1,7 +1,7 @@
 """The rules of names: config keys, projects, schemas, e-mail addresses, passwords.
 
-Each ``check_*`` raises ``Problem("validation_failed")``, or ``Problem("invalid_string")`` for what a
-Postgres text can not hold, with the pointer it is given.
+Each ``check_*`` raises ``Problem("validation_failed")``, or ``Problem("invalid_string")`` for what
+a Postgres text can not hold, with the pointer it is given.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ MAX_EMAIL_CHARS: Final = 254
 _MAX_LOCAL_CHARS: Final = 64
 
 _KEY: Final = re.compile(r"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # The addr-spec of RFC 5322 without comments, quoted strings and address literals; a domain may be
 # one label, as in admin@localhost.
 _EMAIL: Final = re.compile(
@@ -36,6 +37,11 @@ def is_config_key(key: str) -> bool:
     if len(key) > MAX_KEY_CHARS or _KEY.fullmatch(key) is None:
         return False
     return "." not in key or not {".", ".."}.intersection(key.split("/"))
+
+
+def is_id(text: str) -> bool:
+    """Whether it can be one of our ids; anything else is known to name nothing."""
+    return _ID.fullmatch(text) is not None
 
 
 def check_config_key(key: str, pointer: str = "/key") -> None:

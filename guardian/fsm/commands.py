@@ -8,6 +8,7 @@ the bytes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import msgspec
@@ -199,6 +200,14 @@ class Refused(Result, frozen=True, tag=3):
 AnyResult = Done | ConfigWritten | Refused
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A result kept under an Idempotency-Key, with the fingerprint of what was asked."""
+
+    fingerprint: bytes
+    result: AnyResult
+
+
 class Refusals:
     """Codes of :class:`Refused`."""
 
@@ -239,7 +248,7 @@ def decode_command(raw: bytes) -> AnyCommand:
         raise UndecodableError("command format is not known here")
     try:
         return _command_decoder.decode(memoryview(raw)[1:])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UndecodableError(str(error)) from error
 
 
@@ -250,5 +259,5 @@ def encode_result(result: AnyResult) -> bytes:
 def decode_result(raw: bytes) -> AnyResult:
     try:
         return _result_decoder.decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UndecodableError(str(error)) from error

@@ -40,6 +40,9 @@ VERIFY_LIMIT_BYTES: Final = 256 * 2**20
 #: The map grows between batches once it is this full, so that a batch rarely has to be repeated.
 GROW_AT: Final = 0.75
 
+#: What a byte of commands may cost in pages: its own, and those copied on write around it.
+GROWTH_PER_BYTE: Final = 4
+
 MAX_READERS: Final = 128
 
 
@@ -363,24 +366,33 @@ class StateEnvironment:
             raise self.fail(error, "write") from error
 
     def grow_ahead(self) -> None:
-        """Grow the map before it is full, if it soon will be and no snapshot is open."""
+        """Grow the map before it is full, if it soon will be and no snapshot is open.
+
+        Raises:
+            StorageError: the environment can not be used.
+        """
+        self.check()
         handle = self._current
         if handle.pins or handle.used() < GROW_AT:
             return
         if handle.map_size_bytes < self._map_limit_bytes:
             self.grow()
 
-    def grow(self) -> None:
-        """Double the map; no write transaction may be open.
+    def grow(self, needed_bytes: int = 0) -> None:
+        """Double the map, and again until the growth has room for ``needed_bytes`` several times.
 
-        An open snapshot is waited for, and ended when it takes too long. Short reads are waited
-        for, and new ones wait: LMDB would let the map move under them.
+        No write transaction may be open. An open snapshot is waited for, and ended when it takes
+        too long. Short reads are waited for, and new ones wait: LMDB would let the map move under
+        them.
 
         Raises:
             NoSpaceError: the limit is reached. Not latched: reads may go on.
         """
         handle = self._current
-        size = min(handle.map_size_bytes * 2, self._map_limit_bytes)
+        size = handle.map_size_bytes * 2
+        while size - handle.map_size_bytes < GROWTH_PER_BYTE * needed_bytes:
+            size *= 2
+        size = min(size, self._map_limit_bytes)
         if size <= handle.map_size_bytes:
             raise NoSpaceError(f"the state's map has its full size of {size} bytes")
         with self._condition:
@@ -438,15 +450,18 @@ class StateEnvironment:
             raise self.fail(error, "put the new state into place") from error
 
     def _build(self, handle: Handle, build: Callable[[Handle], None]) -> None:
+        self._files.reached("state:created")
         try:
-            self._files.reached("state:created")
             build(handle)
-            self._files.reached("state:built")
+        except lmdb.Error as error:
+            raise self.fail(error, "build the new state") from error
+        self._files.reached("state:built")
+        try:
             handle.env.sync(True)
             self._files.fsync_directory(self._new_path)
-            self._files.reached("state:synced")
         except (lmdb.Error, OSError) as error:
-            raise self.fail(error, "build the new state") from error
+            raise self.fail(error, "sync the new state") from error
+        self._files.reached("state:synced")
 
     def _swap(self, handle: Handle) -> None:
         self._files.rename(self._path, self._old_path)

@@ -165,7 +165,7 @@ class GuardianMachine:
             results, core = self._transact(entries, position)
         except lmdb.MapFullError:
             # Nothing of the batch is there; with a larger map it is repeated, once.
-            self._environment.grow()
+            self._environment.grow(sum(entry.size_bytes for entry in entries))
             try:
                 results, core = self._transact(entries, position)
             except lmdb.MapFullError as error:

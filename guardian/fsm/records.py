@@ -171,7 +171,7 @@ class Table(Generic[R]):
         """The record of a verified payload."""
         try:
             return self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StateCorruptError(f"a record of {self.name} is unreadable: {error}") from error
 
     def get(self, view: View, key: bytes) -> R | None:
@@ -294,8 +294,9 @@ def history_place(key: bytes) -> tuple[int, int]:
 
 def idempotency_id(actor: str, idempotency_key: str) -> bytes:
     """Where the result of an (actor, idempotency key) is kept; hashed, since the text is longer
-    than a key may be."""
-    return hashlib.sha256(f"{actor}\0{idempotency_key}".encode()).digest()
+    than a key may be. Any text has an id, also one that a command could not carry."""
+    text = f"{actor}\0{idempotency_key}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def due_key(due_ms: int, index: int, table: int) -> bytes:

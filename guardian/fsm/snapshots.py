@@ -170,7 +170,7 @@ class Installer:
 def _decode(raw: bytes) -> Header | Batch | Footer:
     try:
         return _decoder.decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StateCorruptError(f"a record of the snapshot is unreadable: {error}") from error
 
 

@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass
 
 from guardian.domain.entities import ApiKeyInfo, Config, Revision, SchemaState
+from guardian.fsm.commands import Remembered
 from guardian.fsm.environment import StateEnvironment
 from guardian.fsm.history import Change, change_of, verify_history
 from guardian.fsm.records import (
@@ -19,6 +20,7 @@ from guardian.fsm.records import (
     CORE,
     CORE_KEY,
     HISTORY,
+    IDEMPOTENCY,
     PROJECT_KEYS,
     PROJECTS,
     PURGES,
@@ -32,6 +34,7 @@ from guardian.fsm.records import (
     below,
     history_key,
     history_place,
+    idempotency_id,
     joined,
     nameable,
     split,
@@ -243,11 +246,9 @@ class StateReader:
             return []
         config_key = joined(project_id, key)
         prefix = config_key + b"\0"
-        before = (
-            config_key + b"\1"
-            if before_version is None
-            else version_key(config_key, before_version)
-        )
+        before = config_key + b"\1"
+        if before_version is not None:
+            before = version_key(config_key, min(max(before_version, 0), 2**63))
         with self._environment.read() as view:
             if not _lives(view, project_id):
                 return []
@@ -305,6 +306,15 @@ class StateReader:
         with self._environment.read() as view:
             record = ATTEMPTS.get(view, joined(schema_id, attempt_id))
         return None if record is None else AttemptState(record.won, record.version)
+
+    # -- exactly-once ----------------------------------------------------------------------------
+
+    def remembered(self, actor: str, idempotency_key: str) -> Remembered | None:
+        """What is kept under that Idempotency-Key of that actor."""
+        key = idempotency_id(actor, idempotency_key)
+        with self._environment.read() as view:
+            record = IDEMPOTENCY.get(view, key)
+        return None if record is None else Remembered(record.fingerprint, record.result)
 
     # -- history ---------------------------------------------------------------------------------
 

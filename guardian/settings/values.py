@@ -42,7 +42,7 @@ class Founder:
 
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _NODE_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
-_SIZE = re.compile(r"(\d{1,15})\s*(|B|KB|MB|GB|KiB|MiB|GiB)")
+_SIZE = re.compile(r"([0-9]{1,15})\s*(|B|KB|MB|GB|KiB|MiB|GiB)")
 _SIZE_UNITS: Final = {
     "": 1,
     "B": 1,
@@ -140,7 +140,7 @@ def parse_size(text: str) -> int:
 def whole_number(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         stripped = text.strip()
-        if not re.fullmatch(r"\d{1,15}", stripped) or not low <= int(stripped) <= high:
+        if not re.fullmatch(r"[0-9]{1,15}", stripped) or not low <= int(stripped) <= high:
             raise ValueError(f"expected a whole number from {low} to {high}")
         return int(stripped)
 
@@ -159,7 +159,7 @@ def size(low: int, high: int) -> Callable[[str], int]:
 
 def seconds(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        if not re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text.strip()):
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text.strip()):
             raise ValueError("expected seconds, as 10 or 2.5")
         value = float(text)
         if not low <= value <= high:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from guardian.domain.entities import Principal, Role
+from guardian.domain.keys import is_id
 from guardian.domain.problems import Problem
 from guardian.usecases.executing import Call, Consistency
 from guardian.usecases.ports import Log, Roles, State
@@ -25,7 +26,7 @@ class Access:
             Problem: ``not_found`` for no such project or no role in it, ``forbidden``.
         """
         await consistency.ensure(self._log)
-        if not self._state.project_exists(project_id):
+        if not self._lives(project_id):
             raise Problem("not_found")
         await self._check_role(principal, project_id, need)
 
@@ -37,11 +38,14 @@ class Access:
         Raises:
             Problem: ``not_found`` for no such project or no role in it, ``forbidden``.
         """
-        if not self._state.project_exists(project_id):
+        if not self._lives(project_id):
             await self._log.barrier(timeout_s=call.remaining_s())
-            if not self._state.project_exists(project_id):
+            if not self._lives(project_id):
                 raise Problem("not_found")
         await self._check_role(principal, project_id, need)
+
+    def _lives(self, project_id: str) -> bool:
+        return is_id(project_id) and self._state.project_exists(project_id)
 
     async def _check_role(self, principal: Principal, project_id: str, need: Role) -> None:
         if principal.is_admin:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from guardian.domain.entities import Credentials, Principal, User
-from guardian.domain.keys import check_email, check_password, normal_email, normal_password
+from guardian.domain.keys import check_email, check_password, is_id, normal_email, normal_password
 from guardian.domain.problems import Problem
 from guardian.usecases.access import require_admin
 from guardian.usecases.executing import new_id
@@ -162,7 +162,8 @@ class Accounts:
 
     async def get(self, principal: Principal, user_id: str) -> User:
         """Oneself, or anyone for ``is_admin``. Raises ``Problem("not_found")``."""
-        if not principal.is_admin and user_id != principal.user_id:
+        own = user_id == principal.user_id
+        if not is_id(user_id) or not (own or principal.is_admin):
             raise Problem("not_found")
         user = await self._users.get(user_id)
         if user is None:
@@ -193,7 +194,7 @@ class Accounts:
             Problem: ``forbidden``, ``not_found``, ``owns_projects``, ``last_admin``.
         """
         require_admin(principal)
-        if not await self._users.remove(user_id):
+        if not is_id(user_id) or not await self._users.remove(user_id):
             raise Problem("not_found")
 
     async def ensure_first_admin(self, email: str, password: str) -> User | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from guardian.domain.entities import ApiKeyInfo, Principal, Role
-from guardian.domain.keys import check_name
+from guardian.domain.keys import check_name, is_id
 from guardian.domain.problems import Problem
 from guardian.fsm.commands import CreateKey, Done, Envelope, RevokeKey
 from guardian.usecases.access import Access
@@ -101,6 +101,8 @@ class ApiKeys:
 
         async def prepare(head: Envelope) -> RevokeKey:
             await self._access.writing(principal, project_id, Role.ADMIN, call)
+            if not is_id(key_id):
+                raise Problem("not_found")
             return RevokeKey(head, project_id, key_id)
 
         asked = fingerprint("key.revoke", project_id, key_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from guardian.domain.entities import Schema
+from guardian.domain.keys import is_id
 from guardian.domain.problems import Fault, Problem
 from guardian.usecases.executing import Call
 from guardian.usecases.ports import Log, Schemas, SchemaState, SchemaValidator, State
@@ -105,7 +106,7 @@ class Fitting:
         return _Misfit(state, faults) if faults else Fit(schema_id, state.version)
 
     def _live(self, schema_id: str) -> SchemaState | None:
-        state = self._state.schema(schema_id)
+        state = self._state.schema(schema_id) if is_id(schema_id) else None
         return None if state is None or state.deleted else state
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -60,9 +60,11 @@ class Page(Generic[T]):
     next_cursor: str | None = None
 
 
-def page_of(rows: list[T], limit: int, scope: str, position: Callable[[T], str | int]) -> Page[T]:
+def page_of(
+    rows: Sequence[T], limit: int, scope: str, position: Callable[[T], str | int]
+) -> Page[T]:
     """A page from up to ``limit + 1`` rows; the extra one tells whether there are more."""
     if len(rows) <= limit:
         return Page(tuple(rows))
-    rows = rows[:limit]
-    return Page(tuple(rows), encode_cursor(scope, position(rows[-1])))
+    assert limit >= 1
+    return Page(tuple(rows[:limit]), encode_cursor(scope, position(rows[limit - 1])))

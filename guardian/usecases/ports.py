@@ -25,6 +25,7 @@ from guardian.domain.entities import (
 from guardian.domain.entities import SchemaState as SchemaState
 from guardian.domain.problems import Fault
 from guardian.fsm.commands import AnyCommand, AnyResult
+from guardian.fsm.commands import Remembered as Remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,6 @@ class Log(Protocol):
         ...
 
     def cluster(self) -> ClusterView: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """A result kept under an Idempotency-Key, with the fingerprint of what was asked."""
-
-    fingerprint: bytes
-    result: AnyResult
 
 
 class State(Protocol):

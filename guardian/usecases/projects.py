@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from guardian.domain.entities import Principal, Project, Role
-from guardian.domain.keys import check_name
+from guardian.domain.keys import check_name, is_id
 from guardian.domain.problems import Problem
 from guardian.fsm.commands import (
     CreateProject,
@@ -124,6 +124,8 @@ class Projects:
         scope = f"projects:{owner_id or ''}"
         after = page.after(scope)
         await consistency.ensure(self._log)
+        if owner_id is not None and not is_id(owner_id):
+            return self._seen(Page(()))
         user_id = None if principal.is_admin else principal.user_id
         rows = await self._rows.list_visible(user_id, owner_id, after, page.limit + 1)
         found = page_of(rows, page.limit, scope, _id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from guardian.domain.entities import Principal, Role, RoleGrant
+from guardian.domain.keys import is_id
 from guardian.domain.problems import Fault, Problem
 from guardian.usecases.access import Access
 from guardian.usecases.executing import Call, Consistency, Seen
@@ -41,20 +42,22 @@ class Roles:
                 ``forbidden``.
         """
         await self._access.writing(principal, project_id, Role.ADMIN, call)
+        nobody = Fault("/user_id", "there is no such user")
+        if not is_id(user_id):
+            raise Problem("validation_failed", errors=(nobody,))
         grant = RoleGrant(user_id, role)
         try:
             await self._rows.grant(project_id, grant)
         except Problem as problem:
             if problem.code != "not_found":
                 raise
-            fault = Fault("/user_id", "there is no such user")
-            raise Problem("validation_failed", errors=(fault,)) from problem
+            raise Problem("validation_failed", errors=(nobody,)) from problem
         return grant
 
     async def revoke(self, principal: Principal, project_id: str, user_id: str, call: Call) -> None:
         """Raises ``Problem("not_found")`` when the user has no role there."""
         await self._access.writing(principal, project_id, Role.ADMIN, call)
-        if not await self._rows.revoke(project_id, user_id):
+        if not is_id(user_id) or not await self._rows.revoke(project_id, user_id):
             raise Problem("not_found")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from guardian.domain.entities import Principal, Schema
-from guardian.domain.keys import check_name
+from guardian.domain.keys import check_name, is_id
 from guardian.domain.problems import Fault, Problem
 from guardian.fsm.commands import DeleteSchema, Done, Envelope, PutSchema
 from guardian.usecases.executing import (
@@ -303,10 +303,10 @@ class Schemas:
         return [misfit for misfit in misfits if misfit.project_id in roles]
 
     def _live(self, schema_id: str) -> SchemaState | None:
-        state = self._state.schema(schema_id)
+        state = self._state.schema(schema_id) if is_id(schema_id) else None
         return None if state is None or state.deleted else state
 
-    def _seen_page(self, views: list[SchemaView], limit: int) -> Seen[Page[SchemaView]]:
+    def _seen_page(self, views: Sequence[SchemaView], limit: int) -> Seen[Page[SchemaView]]:
         page = page_of(views, limit, "schemas", _id)
         return Seen(page, self._state.revision(), self._log.staleness_ms())
 

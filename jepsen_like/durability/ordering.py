@@ -85,6 +85,18 @@ class _Judged:
     wrong: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What an append request asked to hold: the terms from ``prev_index`` on."""
+
+    prev_index: int
+    terms: tuple[int, ...]
+
+    @property
+    def last_index(self) -> int:
+        return self.prev_index + len(self.terms) - 1
+
+
 class OrderingMonitor:
     """Judges each promise at the moment it is handed to the kernel.
 
@@ -105,7 +117,7 @@ class OrderingMonitor:
         self._record = record
         self._streams: OrderedDict[str, Stream] = OrderedDict()
         self._inbound: OrderedDict[str, InboundStream] = OrderedDict()
-        self._requests: OrderedDict[tuple[str, int, int], AppendRequest] = OrderedDict()
+        self._requests: OrderedDict[tuple[str, int, int], _Request] = OrderedDict()
         self.checked: Counter[str] = Counter()
         self.violations: list[str] = []
         self.violation_count = 0
@@ -134,7 +146,9 @@ class OrderingMonitor:
         inbound = self._inbound.setdefault(stream, InboundStream())
         for message in inbound.feed(data):
             if isinstance(message, AppendRequest):
-                self._requests[message.sender, message.term, message.sequence] = message
+                terms = (message.prev_term, *(entry.term for entry in message.entries))
+                key = (message.sender, message.term, message.sequence)
+                self._requests[key] = _Request(message.prev_index, terms)
         _bound(self._inbound, 2 * MAX_STREAMS)
         _bound(self._requests, MAX_REQUESTS)
 
@@ -211,12 +225,11 @@ class OrderingMonitor:
         request = self._requests.get((leader, said.term, said.sequence))
         if request is None:
             return ""
-        if index > request.prev_index + len(request.entries):
-            return f"index {index} is acknowledged, the request ended earlier (M16)"
+        if index > request.last_index:
+            return f"index {index} is acknowledged, the request ended at {request.last_index}"
         if index < request.prev_index or index <= max(state.before_index, state.snapshot_index):
             return ""  # its entry has been compacted, or was settled by an earlier request
-        place = index - request.prev_index
-        sent = request.entries[place - 1].term if place else request.prev_term
+        sent = request.terms[index - request.prev_index]
         durable = self._log.term_at(index)
         if durable != sent:
             return f"index {index} of term {sent} is acknowledged, durable is one of {durable}"

@@ -132,8 +132,8 @@ class Tracer:
     """Runs one program and reports the system calls of its threads.
 
     Threads of the program are looked at; its child processes run on untouched (they stay attached
-    only because they inherit the filter). With ``receiving`` reads are reported too. All methods are for one thread, except that
-    :meth:`kill_everything` may run in a signal handler of it.
+    only because they inherit the filter). With ``receiving`` reads are reported too. All methods
+    are for one thread; :meth:`kill_everything` may also run in a signal handler of it.
     """
 
     def __init__(self, handler: SyscallHandler, *, receiving: bool = False) -> None:

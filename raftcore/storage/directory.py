@@ -13,6 +13,7 @@ Beside the directory, ``.<name>.raft-cluster`` says that a cluster once lived th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -20,6 +21,7 @@ import secrets
 import shutil
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from raftcore.storage.base import Identity
 from raftcore.storage.environment import create_log
 from raftcore.storage.files import FILE_MODE, Files, storage_errors
 from raftcore.storage.filesystem import check_filesystem, read_mountinfo
+from raftcore.storage.latch import Latch
 from raftcore.storage.records import RecordError, check_format, seal, stamp, unseal
 
 _log = logging.getLogger(__name__)
@@ -71,7 +74,7 @@ class DataDirectory:
         self.node_id = node_id
         self.files = files
         self._lock_fd = lock_fd
-        self._forked = False
+        self._latch = Latch()
         self._founding: dict[str, Any] | None = None
         self._identity: Identity | None = None
 
@@ -231,7 +234,7 @@ class DataDirectory:
                 f"the bootstrap configuration does not hold {self.node_id} as it is here"
             )
         identity = Identity(configuration.cluster_id, self.node_id, incarnation)
-        with storage_errors(f"bootstrapping {self.path}"):
+        with self._final(f"bootstrapping {self.path}"):
             self._write_founding(incarnation, configuration)
             self._create_log(identity, configuration)
             self._write_identity(identity)
@@ -245,7 +248,7 @@ class DataDirectory:
         body = stamp({"node_id": self.node_id, "incarnation": incarnation.hex()})
         if configuration is not None:
             body["configuration"] = encode_configuration(configuration).decode()
-        with storage_errors("writing FOUNDING"):
+        with self._final("writing FOUNDING"):
             self.files.write_atomically(self.path / "FOUNDING", seal(body))
         self._founding = body
 
@@ -296,20 +299,28 @@ class DataDirectory:
     # -- life -----------------------------------------------------------------------------------
 
     def _check_usable(self) -> None:
-        if self._forked:
-            raise ForkedError(f"{self.path} was opened before fork(); the child may not use it")
-        if self._lock_fd < 0:
-            raise StorageError(f"{self.path} is closed")
+        self._latch.check()
+
+    @contextlib.contextmanager
+    def _final(self, doing: str) -> Iterator[None]:
+        """A failed write is final here too: what reached the disk is only known after a restart."""
+        try:
+            with storage_errors(doing):
+                yield
+        except StorageError as error:
+            self._latch.trip(error)
+            raise
 
     def close(self) -> None:
         """Release the lock. Harmless when repeated."""
         if self._lock_fd >= 0:
+            self._latch.trip(StorageError(f"{self.path} is closed"))
             os.close(self._lock_fd)
             self._lock_fd = -1
 
     def _after_fork_in_child(self) -> None:
         """Drop the child's copy of the lock: held by it, the lock would outlive the parent."""
-        self._forked = True
+        self._latch.poison(ForkedError(f"{self.path} was opened before fork()"))
         self.close()
 
 

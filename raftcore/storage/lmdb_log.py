@@ -361,7 +361,7 @@ class LmdbLog:
         self._writer.check()
         with self._transactions.final("adopting a snapshot"):
             if meta.index > self._shape.snapshot_index:
-                finished = self._snapshots.finished[meta.index, meta.term]
+                finished = self._finished(meta)
                 assert meta.index <= self._shape.last_index, "a local snapshot beyond the log"
                 check_snapshot_fits(finished, self._link_at(meta.index))
                 self._transactions.durable(lambda txn: self._environment.put_pointer(txn, finished))
@@ -388,7 +388,7 @@ class LmdbLog:
         with self._transactions.final("installing a snapshot"):
             old = self._shape
             if meta.index > old.snapshot_index:
-                finished = self._snapshots.finished[meta.index, meta.term]
+                finished = self._finished(meta)
                 keep_log = self._log_matches(finished)
                 after = shape_after_install(old, finished, keep_log=keep_log)
 
@@ -401,6 +401,12 @@ class LmdbLog:
                 self._shape = after
                 self._files.reached("install:pointed")
             self._settle_snapshots()
+
+    def _finished(self, meta: SnapshotMeta) -> SnapshotMeta:
+        """What lies finished at that place: ours, when a leader's came second, or the reverse."""
+        finished = self._snapshots.finished.get((meta.index, meta.term))
+        assert finished is not None, f"snapshot {meta.index}-{meta.term} was never finished"
+        return finished
 
     def _log_matches(self, meta: SnapshotMeta) -> bool:
         """Whether the log holds the snapshot's last entry (rule 44)."""

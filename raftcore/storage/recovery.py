@@ -60,8 +60,9 @@ def check_file(directory: Path, files: Files, *, clean: bool, verify_limit_bytes
         try:
             files.fsync(fd)
             files.fsync_directory(directory)
-            # Later reads must come from the disk, not from what this kernel still remembers.
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if hasattr(os, "posix_fadvise"):
+                # Later reads must come from the disk, not from what this kernel remembers.
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
     except FileNotFoundError as error:

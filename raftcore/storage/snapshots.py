@@ -7,6 +7,7 @@ meta table alone: a file nobody points to has no effect.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from io import FileIO
 from pathlib import Path
 
 from raftcore.core.types import SnapshotMeta
-from raftcore.errors import FormatTooNewError, LogCorruptError
+from raftcore.errors import FormatTooNewError, LogCorruptError, StorageError
 from raftcore.storage.files import FILE_MODE, Files, storage_errors
 from raftcore.storage.snapshot_format import SnapshotDecoder, SnapshotEncoder, SnapshotHeader
 
@@ -39,6 +40,7 @@ class SnapshotDirectory:
         self.files = files
         #: Files that were finished or verified in this run, by (index, term).
         self.finished: dict[tuple[int, int], SnapshotMeta] = {}
+        self._numbers = itertools.count()
 
     def prepare(self) -> None:
         """Create the directory and remove what an interrupted write or receipt left."""
@@ -49,6 +51,10 @@ class SnapshotDirectory:
 
     def file_of(self, index: int, term: int) -> Path:
         return self.path / f"{index}-{term}.snap"
+
+    def unfinished(self, path: Path, suffix: str) -> Path:
+        """A name for a file being written, never used twice: a late abort hits its own file only."""
+        return path.with_name(f"{path.name}.{next(self._numbers)}.{suffix}")
 
     def positions(self) -> list[tuple[int, int]]:
         """(index, term) of every finished file, newest first."""
@@ -70,6 +76,10 @@ class SnapshotDirectory:
                     pass
         except LogCorruptError as error:
             raise LogCorruptError(f"snapshot {path.name}: {error}") from error
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise LogCorruptError(f"snapshot {path.name} is missing") from error
+            raise
         header = decoder.header
         if (header.index, header.term) != (index, term):
             raise LogCorruptError(f"snapshot {path.name} is of {header.index}-{header.term}")
@@ -156,7 +166,7 @@ class FileSnapshotWriter:
         self._header = header
         self._guard = guard
         self._path = directory.file_of(header.index, header.term)
-        self._tmp = self._path.with_suffix(".snap.tmp")
+        self._tmp = directory.unfinished(self._path, "tmp")
         with guard():
             self._file = _create(self._tmp)
             self._encoder = SnapshotEncoder(header, partial(_write_all, self._file))
@@ -179,7 +189,7 @@ class FileSnapshotWriter:
             StorageError: the disk failed; final.
         """
         files = self._directory.files
-        with self._guard():
+        with self._guard(), self._file:
             digest = self._encoder.finish()
             files.reached("snap:written")
             files.fsync(self._file.fileno())
@@ -212,7 +222,7 @@ class FileSnapshotReceiver:
         self._meta = meta
         self._guard = guard
         self._path = directory.file_of(meta.index, meta.term)
-        self._recv = self._path.with_suffix(".snap.recv")
+        self._recv = directory.unfinished(self._path, "recv")
         self._next = 0
         with guard():
             self._file = _create(self._recv)
@@ -241,7 +251,7 @@ class FileSnapshotReceiver:
             StorageError: the disk failed; final.
         """
         files = self._directory.files
-        with self._guard():
+        with self._guard(), self._file:
             files.reached("recv:written")
             files.fsync(self._file.fileno())
             self._file.close()

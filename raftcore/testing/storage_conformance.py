@@ -465,6 +465,18 @@ class StorageConformance:
         receiver.abort()
         assert receive(storage, meta, raw)
 
+    def test_a_receipt_begun_anew_is_not_harmed_by_the_end_of_the_old_one(self) -> None:
+        storage = self.create()
+        begin_term(storage, 2)
+        meta, raw = make_snapshot(50, 2, b"c" * 32, [b"state"])
+        old, new = storage.receive_snapshot(meta), storage.receive_snapshot(meta)
+        old.write(0, raw[:10])
+        new.write(0, raw)
+        old.abort()
+        assert new.finish()
+        storage.install_snapshot(meta)
+        assert list(storage.snapshot_records(meta)) == [b"state"]
+
     # -- the end ----------------------------------------------------------------------------------
 
     def test_a_closed_store_refuses_every_use(self) -> None:

@@ -1,6 +1,6 @@
 """A plain model of a store, and random legal histories that compare a store with it.
 
-Feed :func:`check_random_history` seeds, or Hypothesis' ``st.randoms()`` so that failures shrink.
+Feed :func:`check_random_history` generators of known seeds, so that a failure can be repeated.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The two JSON Schema engines behind one face. Only ever imported in a worker process.
 
-fastjsonschema decides for drafts 4, 6 and 7, jsonschema-rs for 2019-09 and 2020-12 (the former would
-silently ignore their keywords). Faults are listed by jsonschema-rs for both, because it alone knows
-exact places, whatever characters keys hold.
+fastjsonschema decides for drafts 4, 6 and 7, jsonschema-rs for 2019-09 and 2020-12 (whose keywords
+the former would silently ignore). Faults are listed by jsonschema-rs for both, because it alone
+knows exact places, whatever characters keys hold.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ class Compiled:
         try:
             if self._accepts is None:
                 assert self._lister is not None
-                return faults.listed(self._lister.iter_errors(value))
-            return self._validate_classic(value)
+                return faults.listed(self._lister.iter_errors(value), value, document)
+            return self._validate_classic(value, document)
         except (RecursionError, MemoryError, ArithmeticError) as error:
             raise Problem("schema_too_complex", "The document can not be checked") from error
 
-    def _validate_classic(self, value: object) -> FaultList:
+    def _validate_classic(self, value: object, raw: bytes) -> FaultList:
         assert self._accepts is not None
         try:
             self._accepts(value)
         except fastjsonschema.JsonSchemaValueException as error:
             # where the two engines differ (formats, mostly) the deciding one has the last word
-            return self._listed(value) or (
+            return self._listed(value, raw) or (
                 (
                     faults.pointer_of_name(str(error.name), value),
                     faults.message_of(str(error.rule), error.rule_definition),
@@ -86,11 +86,11 @@ class Compiled:
             )
         return ()
 
-    def _listed(self, value: object) -> FaultList:
+    def _listed(self, value: object, raw: bytes) -> FaultList:
         if self._lister is None:
             options = jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACK_LIMIT)
             self._lister = _compile_modern(guard(self._body), options)
-        return faults.listed(self._lister.iter_errors(value))
+        return faults.listed(self._lister.iter_errors(value), value, raw)
 
 
 def _check_against_metaschema(guarded: GuardedSchema) -> None:
@@ -132,7 +132,7 @@ def _compile_classic(guarded: GuardedSchema) -> Callable[[object], object]:
         raise Problem("schema_too_complex", "Nested too deeply to compile") from error
     except Problem:
         raise
-    except Exception as error:  # noqa: BLE001 - a code generator may fail in any way
+    except Exception as error:  # a code generator may fail in any way
         fault = Fault("", "can not be compiled")
         raise Problem("invalid_schema", errors=(fault,)) from error
     finally:

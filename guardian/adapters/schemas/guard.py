@@ -140,6 +140,5 @@ def _patterns(node: dict[str, object]) -> Iterator[str]:
 
 def _check_multiple(pointer: str, node: dict[str, object]) -> None:
     divisor = node.get("multipleOf")
-    if isinstance(divisor, int | float) and not isinstance(divisor, bool):
-        if 0 < divisor < _MIN_MULTIPLE:
-            raise invalid(f"{pointer}/multipleOf", f"must not be below {_MIN_MULTIPLE}")
+    if isinstance(divisor, int | float) and 0 < divisor < _MIN_MULTIPLE:
+        raise invalid(f"{pointer}/multipleOf", f"must not be below {_MIN_MULTIPLE}")

@@ -1,15 +1,15 @@
 """Regular expressions that can not hang.
 
-A pattern is matched by a linear-time engine, with ECMA-262 semantics, wherever that engine can; what
-it can not do (look-around) is left to the standard library's backtracking engine, but only in shapes
-that do not explode. The worker's CPU limit stands behind both.
+A pattern is matched by a linear-time engine, with ECMA-262 semantics, wherever that is possible.
+What that engine can not do (look-around) is left to the standard library's backtracking engine, but
+only in shapes that do not explode. The worker's CPU limit stands behind both.
 """
 
 from __future__ import annotations
 
 import re
-import re._constants as op
-import re._parser as parser
+import re._constants as op  # type: ignore[import-not-found]
+import re._parser as parser  # type: ignore[import-not-found]
 from typing import Final
 
 import jsonschema_rs

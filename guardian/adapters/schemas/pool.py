@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 #: digests that the pool believes a worker to have compiled
 _KNOWN_LIMIT: Final = 256
 _RETRY_AFTER_S: Final = 1.0
+#: where workers find the package, installed or not
+_ROOT: Final = str(Path(guardian.__file__).resolve().parent.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,6 @@ class _Process:
         """Start the process if it does not run. Raises ``TimeoutError``, ``WorkerDiedError``."""
         if self._process is not None:
             return
-        root = str(Path(guardian.__file__).resolve().parent.parent)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -88,7 +89,7 @@ class _Process:
             stdout=asyncio.subprocess.PIPE,
             limit=MAX_REPLY_BYTES,
             # nothing of the service's environment, which holds its secrets, is for a worker
-            env={"PYTHONPATH": root, "LANG": "C.UTF-8", "PATH": os.defpath},
+            env={"PYTHONPATH": _ROOT, "LANG": "C.UTF-8", "PATH": os.defpath},
         )
         reply = await self._receive(timeout_s)
         assert reply.verdict is Verdict.READY
@@ -140,8 +141,8 @@ class _Process:
 class WorkerPool:
     """Checks schemas and validates documents (the port ``SchemaValidator``).
 
-    Use it as an async context manager, or :meth:`close` it. A worker that exceeds its limits or dies
-    is replaced when the next job needs one.
+    Use it as an async context manager, or :meth:`close` it. A worker that exceeds its limits or
+    dies is replaced when the next job needs one.
     """
 
     def __init__(self, limits: PoolLimits | None = None) -> None:

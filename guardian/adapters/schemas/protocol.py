@@ -1,7 +1,7 @@
 """Frames between the pool and a worker, over a pair of pipes.
 
-Parent to worker: operation, the two CPU limits, digest, then the schema's body (may be left out when
-the worker may know it) and the document. Worker to parent: one JSON value. Each end trusts the
+Parent to worker: operation, the two CPU limits, digest, then the schema's body (left out when the
+worker should have it) and the document. Worker to parent: one JSON value. Each end trusts the
 other, as one starts the other; lengths are still bounded so that a defect can not eat the memory.
 """
 

@@ -65,13 +65,15 @@ class Worker:
             compiled = self._compile(request)
         self._compiled.move_to_end(request.digest)
         limit_cpu_time(request.validate_ms)
-        faults = compiled.validate(request.document)
-        limit_cpu_time(0)
+        try:
+            faults = compiled.validate(request.document)
+        finally:
+            limit_cpu_time(0)
         return Reply(Verdict.FAULTY, faults) if faults else Reply(Verdict.FITS)
 
     def _compile(self, request: Request) -> Compiled:
         # imported with the first job, so that a worker is ready at once
-        from guardian.adapters.schemas.engines import Compiled  # noqa: PLC0415
+        from guardian.adapters.schemas.engines import Compiled
 
         limit_cpu_time(request.compile_ms)
         try:

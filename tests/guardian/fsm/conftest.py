@@ -56,9 +56,7 @@ class Driver:
         self.options |= options
         self.machine = self._open()
 
-    def head(
-        self, *, actor: str = "user:1", idem: str = "", fingerprint: bytes = b""
-    ) -> Envelope:
+    def head(self, *, actor: str = "user:1", idem: str = "", fingerprint: bytes = b"") -> Envelope:
         self._ids += 1
         return Envelope(self._ids.to_bytes(16, "big"), actor, idem, fingerprint)
 

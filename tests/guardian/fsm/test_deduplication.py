@@ -171,3 +171,12 @@ def test_an_absurd_stamp_stops_nothing(driver: Any, stamp: int) -> None:
     driver.now_ms = stamp
     result = driver.do(CreateConfig, "p", "a", "s", 1, b"1", idem="i", fingerprint=PRINT)
     assert result.updated_at_ms == 2**53 - 1
+
+
+def test_what_is_kept_under_an_idempotency_key_can_be_asked_for(driver: Any) -> None:
+    assert driver.state.remembered("user:1", "i") is None
+    first = driver.do(CreateConfig, "p", "a", "s", 1, b"1", idem="i", fingerprint=PRINT)
+    kept = driver.state.remembered("user:1", "i")
+    assert (kept.fingerprint, kept.result) == (PRINT, first)
+    assert driver.state.remembered("user:2", "i") is None
+    assert driver.state.remembered("\ud800", "\ud800") is None

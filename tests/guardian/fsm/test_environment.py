@@ -204,13 +204,27 @@ def test_the_map_grows_and_the_batch_is_repeated_once(new_driver: Callable[..., 
     driver.machine.close()
 
 
-def test_one_batch_may_need_more_than_one_doubling_only_if_announced_as_an_error(
+def test_a_batch_larger_than_the_map_gets_all_the_room_it_needs(
     new_driver: Callable[..., Any],
 ) -> None:
     driver = new_driver(map_size_bytes=512 * 1024)
     driver.furnish()
+    content = bytes(5_000_000)
+    assert driver.do(CreateConfig, "p", "a", "s", 1, content).version == 1
+    assert driver.state.config("p", "a").content == content
+    driver.machine.close()
+
+
+def test_a_map_that_is_full_again_after_growing_is_final(
+    new_driver: Callable[..., Any], monkeypatch: Any
+) -> None:
+    driver = new_driver(map_size_bytes=512 * 1024)
+    driver.furnish()
+    monkeypatch.setattr(driver.machine._environment, "grow", lambda needed_bytes=0: None)
     with pytest.raises(StorageError):
         driver.do(CreateConfig, "p", "a", "s", 1, bytes(5_000_000))
+    with pytest.raises(StorageError):
+        driver.state.revision()
     driver.machine.close()
 
 
@@ -219,11 +233,15 @@ def test_a_map_at_its_limit_is_out_of_space_and_still_readable(
 ) -> None:
     driver = new_driver(map_size_bytes=512 * 1024, map_limit_bytes=1024 * 1024)
     driver.furnish()
-    written = []
-    with pytest.raises(NoSpaceError):
+    written: list[str] = []
+
+    def fill() -> None:
         for i in range(100):
             driver.do(CreateConfig, "p", f"c{i:02}", "s", 1, bytes(50_000))
             written.append(f"c{i:02}")
+
+    with pytest.raises(NoSpaceError):
+        fill()
     assert len(written) > 5
     assert [c.key for c in driver.state.configs("p", "", 100)] == written
     driver.machine.close()
@@ -364,9 +382,7 @@ def test_a_forked_child_may_not_use_the_state(driver: Any, monkeypatch: Any) -> 
 def test_a_directory_that_can_not_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError):
-        GuardianMachine.open(
-            tmp_path / "file" / "state", cluster_id="c", incarnation=bytes(16)
-        )
+        GuardianMachine.open(tmp_path / "file" / "state", cluster_id="c", incarnation=bytes(16))
 
 
 def test_the_files_are_for_the_owner_only(driver: Any) -> None:
@@ -379,7 +395,7 @@ def test_reads_go_on_while_batches_are_applied_and_the_map_grows(
 ) -> None:
     driver = new_driver(map_size_bytes=512 * 1024)
     driver.furnish()
-    driver.do(CreateConfig, "p", "a", "s", 1, b"1".zfill(10_000))
+    driver.do(CreateConfig, "p", "a", "s", 1, b"1".zfill(4_000))
     stop = threading.Event()
     errors: list[BaseException] = []
     seen: list[int] = []
@@ -397,12 +413,12 @@ def test_reads_go_on_while_batches_are_applied_and_the_map_grows(
     threads = [threading.Thread(target=read) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for version in range(1, 150):
-        content = str(version + 1).encode().zfill(10_000)
+    for version in range(1, 300):
+        content = str(version + 1).encode().zfill(4_000)
         driver.do(UpdateConfig, "p", "a", "s", 1, content, version)
     stop.set()
     for thread in threads:
         thread.join(60)
     assert errors == []
-    assert driver.state.config("p", "a").version == 150
+    assert driver.state.config("p", "a").version == 300
     driver.machine.close()

@@ -8,6 +8,7 @@ import pytest
 
 from guardian.fsm.mark import DATA_FILE, MARK_FILE, Mark, boot_id, why_not_reusable
 from raftcore.storage.files import Files
+from raftcore.storage.records import seal
 
 INCARNATION = bytes(16)
 
@@ -85,8 +86,6 @@ def test_a_missing_or_damaged_mark_or_file_forbids_use(directory: Path) -> None:
 
 def test_a_mark_with_unknown_fields_is_not_a_mark(directory: Path) -> None:
     from_later = {"a": 1}
-    from raftcore.storage.records import seal
-
     (directory / MARK_FILE).write_bytes(seal(from_later))
     assert Mark.read(directory) is None
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from guardian.fsm.commands import ConfigWritten, CreateConfig, UpdateConfig
+from guardian.fsm.commands import ConfigWritten, CreateConfig, UpdateConfig, encode_command
 from guardian.fsm.machine import GuardianMachine
 from guardian.fsm.records import STATE_FORMAT
 from guardian.fsm.snapshots import BATCH_SIZE_BYTES, Batch, Footer, Header
@@ -129,8 +130,6 @@ def test_applying_goes_on_after_an_install(driver: Any, other: Any) -> None:
 
 
 def _encoded(driver: Any, kind: Any, *args: Any, **head: Any) -> bytes:
-    from guardian.fsm.commands import encode_command
-
     return encode_command(driver.make(kind, *args, **head))
 
 
@@ -142,8 +141,6 @@ def test_exactly_once_survives_a_snapshot(driver: Any, other: Any) -> None:
     repeat = driver.make(CreateConfig, "p", "a", "s", 1, b"1", idem="i", fingerprint=PRINT)
     results = []
     for data in (command, repeat):
-        from guardian.fsm.commands import encode_command
-
         entry = driver.entry(encode_command(data))
         driver.feed([entry])
         results += other.machine.apply([entry], driver.machine.last_applied())
@@ -185,9 +182,7 @@ def test_a_reader_that_holds_the_old_state_keeps_it(driver: Any, other: Any) -> 
         other.machine.install_snapshot(snapshot(driver), driver.machine.last_applied())
     records = list(old.records())
     old.close()
-    third = GuardianMachine.open(
-        other.path.parent / "third", cluster_id="c", incarnation=bytes(16)
-    )
+    third = GuardianMachine.open(other.path.parent / "third", cluster_id="c", incarnation=bytes(16))
     third.install_snapshot(records, position)
     assert third.state.config("p", "c001") is None
     assert third.state.project_exists("p")
@@ -360,12 +355,11 @@ CRASHER = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["install", "discard"])
 def test_a_crash_at_every_step_of_a_replacement_leaves_old_new_or_nothing(
     driver: Any, other: Any, tmp_path: Path, what: str
 ) -> None:
-    import pickle
-
     other.furnish()
     old, old_hash = (snapshot(other), other.machine.last_applied()), other.state.state_hash()
     fill(driver, count=3)

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from guardian.adapters.security.api_keys import ApiKeys
 from guardian.adapters.security.tokens import JwtTokens
@@ -65,7 +66,11 @@ class OneNodeLog:
         self.executed.append(command)
         self._index += 1
         entry = Entry(
-            self._index, 1, EntryType.COMMAND, encode_command(command), timestamp_ms=1_700_000_000_123
+            self._index,
+            1,
+            EntryType.COMMAND,
+            encode_command(command),
+            timestamp_ms=1_700_000_000_123,
         )
         self._chain = chain_next(self._chain, encode_entry(entry))
         (result,) = self.machine.apply([entry], AppliedPosition(self._index, 1, self._chain))
@@ -384,7 +389,7 @@ class World:
         headers: dict[str, str] | None = None,
         data: bytes | None = None,
     ) -> Answer:
-        """One request. ``path`` is taken as it is; below ``/api/v1`` unless it begins with ``//``."""
+        """One request. ``path`` is sent as it is, below ``/api/v1`` unless it begins with //."""
         sent = dict(headers or {})
         if as_user is not None:
             sent["Authorization"] = f"Bearer {self.token(as_user)}"
@@ -393,8 +398,6 @@ class World:
         if data is not None:
             sent.setdefault("Content-Type", "application/json")
         full = path[1:] if path.startswith("//") else "/api/v1" + path
-        from yarl import URL
-
         async with self.session.request(
             method,
             URL(f"http://{self.server.address}{full}", encoded=True),
@@ -424,7 +427,7 @@ def settings_for_tests(**changes: Any) -> Settings:
 
 @pytest.fixture
 async def world(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    """The service with default settings, or those of ``@pytest.mark.parametrize(..., indirect)``."""
+    """The service with default settings, or those of an indirect parameter."""
     changes = getattr(request, "param", {})
     made = World(tmp_path / "state", settings_for_tests(**changes))
     await made.start()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from jepsen_like.durability import file_image
 from jepsen_like.durability.file_image import FileImage, ImageTooLargeError
 

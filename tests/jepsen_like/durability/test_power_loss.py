@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from jepsen_like.durability import TracedProcess, cut_power
 
 #: Ends every script: say that all is done, then wait for the end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from jepsen_like.durability.ranges import Piece, RangeMap
 
 SIZE = 24

@@ -413,6 +413,33 @@ def test_a_crash_at_any_step_of_the_bootstrap_is_recovered(
     assert left == {"IDENTITY", "LOCK", "log", "snap"}
 
 
+def test_a_failed_bootstrap_is_not_tried_again_in_the_same_run(
+    place: Any, faulty_files: Callable[..., Any]
+) -> None:
+    files = faulty_files(fail_fsync_at=8)
+    directory = place.directory("node", files)
+    with pytest.raises(StorageError) as first:
+        place.bootstrap(directory)
+    files.fail_fsync_at = None
+    with pytest.raises(StorageError) as again:
+        place.bootstrap(directory)
+    assert again.value is first.value
+    directory.close()
+    place.bootstrap(place.directory("node"))
+
+
+def test_a_founding_cut_before_its_configuration_was_known_is_finished_by_identity(
+    place: Any,
+) -> None:
+    """IDENTITY and a FOUNDING without configuration cannot come from a crash; it is cleared."""
+    path = place.close(place.create("node"))
+    identity = unseal((path / "IDENTITY").read_bytes())
+    body = stamp({"node_id": "n1", "incarnation": identity["incarnation"]})
+    (path / "FOUNDING").write_bytes(seal(body))
+    place.again("node")
+    assert not (path / "FOUNDING").exists()
+
+
 def test_a_failing_fsync_anywhere_in_the_bootstrap_is_a_storage_error(
     place: Any, faulty_files: Callable[..., Any]
 ) -> None:

@@ -75,6 +75,24 @@ def test_a_healthy_log_passes_both_ways_of_looking_at_it(
     assert children.run(OPEN, path, limit) == (0, "opened 400\n")
 
 
+def test_the_parent_of_a_killed_reader_goes_on(place: Any) -> None:
+    """The same in this process: the child takes the signal, we raise."""
+    path = place.crash(place.filled("node", 400))
+    with data_file(path).open("r+b") as file:
+        file.truncate(5 * PAGE)
+    with pytest.raises(TruncatedFileError, match="ends before its last page"):
+        place.again("node", verify_limit_bytes=0)
+    place.edit(data_file(path), PAGE, bytes(PAGE))
+    place.close_all()
+    with pytest.raises(LogCorruptError, match="InvalidError"):
+        place.again("node", verify_limit_bytes=0)
+    with data_file(path).open("r+b") as file:
+        file.truncate(10)
+    place.close_all()
+    with pytest.raises(TruncatedFileError, match="has 10 bytes"):
+        place.again("node")
+
+
 def test_a_log_cut_after_a_clean_stop_is_found_too(place: Any) -> None:
     path = place.close(place.filled("node", 400))
     with data_file(path).open("r+b") as file:

@@ -1,0 +1,138 @@
+"""A whole cluster of bare cores under virtual time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+from raftcore.core import events as ev
+from raftcore.core.config import CoreConfig
+from raftcore.core.messages import Message
+from raftcore.core.quorum import quorum_value
+from raftcore.core.raft import Status
+from raftcore.core.types import NodeId
+
+from jepsen_like.sim.disk import DurableImage
+from jepsen_like.sim.ghost import Ghost, require
+from jepsen_like.sim.manual import configuration_of
+from jepsen_like.sim.network import Network
+from jepsen_like.sim.node import Clock, SimNode
+from jepsen_like.sim.options import SimOptions
+from jepsen_like.sim.scheduler import MS, Scheduler, stream
+
+ELECTION_TIMEOUT_MS = 300
+
+
+class CoreCluster:
+    """Nodes, network, disks and the ghost that watches them; everything follows from ``seed``."""
+
+    def __init__(self, seed: int, options: SimOptions) -> None:
+        self.seed = seed
+        self.options = options
+        self.scheduler = Scheduler()
+        self.ghost = Ghost()
+        self.counters: Counter[str] = Counter()
+        self.crash_rng = stream(seed, "crash")
+        self.node_rng = stream(seed, "node")
+        self._disk_rng = stream(seed, "disk")
+        self._disk_ms = options.disk_ms
+        self._crash_in_step = options.crash_in_step
+        self._digest = hashlib.sha256()
+        self.network = Network(
+            self.scheduler,
+            stream(seed, "network"),
+            self._deliver,
+            drop=options.drop,
+            duplicate=options.duplicate,
+            delay_ms=options.delay_ms,
+            heavy_tail=options.heavy_tail,
+            fifo=options.fifo,
+        )
+        names = [f"n{i}" for i in range(1, options.nodes + options.learners + 1)]
+        configuration = configuration_of(names[: options.nodes], names[options.nodes :])
+        clock_rng = stream(seed, "clock")
+        self.nodes: dict[NodeId, SimNode] = {}
+        for name in names:
+            drift = clock_rng.randint(-options.drift_ppm, options.drift_ppm)
+            clock = Clock(1 + drift / 1e6)
+            image = DurableImage(configuration)
+            self.nodes[name] = SimNode(self, self._config(name), image, clock)
+
+    def _config(self, name: NodeId) -> CoreConfig:
+        o = self.options
+        return CoreConfig(
+            node_id=name,
+            heartbeat_ms=60,
+            election_timeout_ms=ELECTION_TIMEOUT_MS,
+            max_inflight_messages=o.window,
+            max_append_entries=o.append_entries,
+            max_append_bytes=8 << 10,
+            max_uncommitted_bytes=64 << 10,
+            max_pending_reads=64,
+            entry_cache_bytes=o.cache_bytes,
+            snapshot_chunk_bytes=400,
+            trailing_entries=o.trailing_entries,
+        )
+
+    # -- what nodes ask of their surroundings ---------------------------------------------------
+
+    def trace(self, line: str) -> None:
+        """Everything that happens goes into one hash: equal seeds, equal hashes."""
+        self._digest.update(f"{self.scheduler.now_ns} {line}\n".encode())
+
+    @property
+    def trace_hash(self) -> str:
+        return self._digest.hexdigest()
+
+    def count(self, what: str) -> None:
+        self.counters[what] += 1
+
+    def disk_time_ns(self) -> int:
+        return int(self._disk_rng.expovariate(1 / self._disk_ms) * MS)
+
+    def apply_time_ns(self) -> int:
+        return int(self._disk_rng.expovariate(1 / self._disk_ms) * MS)
+
+    def crashes_here(self) -> bool:
+        return self._crash_in_step > 0 and self.crash_rng.random() < self._crash_in_step
+
+    def _deliver(self, to: NodeId, message: Message) -> None:
+        self.nodes[to].give(lambda now: ev.MessageReceived(now, message))
+
+    # -- what the ghost asks --------------------------------------------------------------------
+
+    def leads(self, node: NodeId, term: int) -> bool:
+        n = self.nodes[node]
+        return n.up and n.raft.is_leader and n.raft.term == term
+
+    def chain_of(self, node: NodeId, index: int) -> bytes | None:
+        return self.nodes[node].chain_of(index)
+
+    def check_commit_quorum(self, leader: SimNode, index: int, status: Status) -> None:
+        """I8 and I9: an entry of this term, durable on a quorum at this very moment."""
+        chain = leader.chains[index]
+        of_this_term = self.ghost.prefixes.get((index, status.term)) == chain
+        require(of_this_term, "I8", f"{leader.name} commits an entry of an earlier term by count")
+        quorum = quorum_value(
+            leader.raft.configuration,
+            lambda node: int(self.nodes[node].image.holds(index, chain)),
+        )
+        require(quorum == 1, "I9", f"{index} is committed, but not durable on a quorum")
+
+    # -- faults ---------------------------------------------------------------------------------
+
+    def be_good(self) -> None:
+        """End of the safety phase: everything heals and everybody is up."""
+        self.network.be_good(5.0)
+        self._crash_in_step = 0.0
+        self._disk_ms = min(self._disk_ms, 5.0)
+        for node in self.nodes.values():
+            node.resume()
+            if not node.up:
+                node.start()
+
+    @property
+    def leader(self) -> SimNode | None:
+        """The leader of the highest term among those that are up."""
+        leading = [n for n in self.nodes.values() if n.up and n.raft.is_leader]
+        return max(leading, key=lambda n: n.raft.term) if leading else None

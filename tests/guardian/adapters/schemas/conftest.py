@@ -1,0 +1,58 @@
+"""A pool of real worker processes, and the public schemas to feed it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib import resources
+
+import pytest
+
+from guardian.adapters.schemas.pool import PoolLimits, WorkerPool
+from guardian.domain.problems import Fault, Problem
+
+#: CPU limits as in production; one worker, so that tests decide what it knows
+LIMITS = PoolLimits(workers=1)
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[WorkerPool]:
+    async with WorkerPool(LIMITS) as pool:
+        yield pool
+
+
+Validate = Callable[[object, object], Awaitable[tuple[Fault, ...]]]
+
+
+@pytest.fixture
+def validate(pool: WorkerPool) -> Validate:
+    async def validate(schema: object, document: object) -> tuple[Fault, ...]:
+        body = json.dumps(schema).encode()
+        digest = hashlib.sha256(body).digest()
+        return await pool.validate(body, digest, json.dumps(document).encode())
+
+    return validate
+
+
+@pytest.fixture
+def refusal(pool: WorkerPool) -> Callable[[object], Awaitable[Problem]]:
+    async def refusal(schema: object) -> Problem:
+        body = schema if isinstance(schema, bytes) else json.dumps(schema).encode()
+        with pytest.raises(Problem) as caught:
+            await pool.check_schema(body)
+        return caught.value
+
+    return refusal
+
+
+@pytest.fixture
+def vendored() -> Callable[[str], bytes]:
+    """A public schema as it is stored: compact."""
+
+    def vendored(name: str) -> bytes:
+        package = resources.files("check_jsonschema.builtin_schemas.vendor")
+        schema = json.loads((package / f"{name}.json").read_bytes())
+        return json.dumps(schema, separators=(",", ":"), ensure_ascii=False).encode()
+
+    return vendored
