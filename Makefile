@@ -43,8 +43,7 @@ demo: $(VENV)/.installed ## start three nodes, show who leads, let you kill one
 	@exec $(BIN)/guardian demo
 
 test: $(VENV)/.installed-dev ## all tests of the default run, the fast ones first
-	@$(PYTEST) -q -m "not slow"
-	@$(PYTEST) -q -m slow
+	@$(PYTEST) -q $(PYTEST_FLAGS)
 
 test-fast: $(VENV)/.installed-dev ## only the tests that start no processes
 	@$(PYTEST) -q -m "not slow"

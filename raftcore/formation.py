@@ -184,7 +184,8 @@ class _Formation:
         self._answers: dict[NodeId, Introduction] = {}
         self._problems: dict[NodeId, str] = {}
         self._pokes = {f.node_id: asyncio.Event() for f in self._others}
-        self._visitors: set[asyncio.Task[None]] = set()
+        self._visitors: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._over = False
         self._proposal = ""
         if len(encode_introduction(self._introduction())) > MAX_HELLO_BYTES // 2:
             raise BootstrapError("the list of founders is too long")
@@ -272,7 +273,10 @@ class _Formation:
 
     async def run(self, listen: tuple[str, int]) -> Configuration:
         loop = asyncio.get_running_loop()
-        server = await asyncio.start_server(self._accept, *listen, reuse_address=True)
+        # Not serving yet: cancelled in here, nothing must be left listening.
+        server = await asyncio.start_server(
+            self._accept, *listen, reuse_address=True, start_serving=False
+        )
         result: asyncio.Future[Configuration] = loop.create_future()
         tasks = {loop.create_task(self._call_again_and_again(f)) for f in self._others}
         tasks.add(loop.create_task(self._report()))
@@ -289,13 +293,17 @@ class _Formation:
         for task in tasks:
             task.add_done_callback(ended)
         try:
+            await server.start_serving()
             return await result
         finally:
+            self._over = True
             server.close()
-            running = [*tasks, *self._visitors]
-            for each in running:
-                each.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            visitors = dict(self._visitors)
+            for running in (*tasks, *visitors):
+                running.cancel()
+            await asyncio.gather(*tasks, *visitors, return_exceptions=True)
+            for writer in visitors.values():
+                writer.transport.abort()  # a task cancelled before its first step did not
             await server.wait_closed()
 
     async def _report(self) -> Configuration:
@@ -359,12 +367,12 @@ class _Formation:
     # -- being called -------------------------------------------------------------------------
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._visitors) >= _MAX_VISITORS:
+        if self._over or len(self._visitors) >= _MAX_VISITORS:
             writer.transport.abort()
             return
         task = asyncio.get_running_loop().create_task(self._answer(reader, writer))
-        self._visitors.add(task)
-        task.add_done_callback(self._visitors.discard)
+        self._visitors[task] = writer
+        task.add_done_callback(self._visitors.pop)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with _closing(writer):
@@ -403,10 +411,11 @@ async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
     finally:
         writer.close()
         try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                await writer.wait_closed()
-        except (OSError, TimeoutError):
-            writer.transport.abort()  # broken, or somebody who does not read: no reason to wait
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await writer.wait_closed()
+        finally:
+            writer.transport.abort()  # somebody who does not read: no reason to wait longer
 
 
 async def _read_frame(reader: asyncio.StreamReader, max_frame_bytes: int) -> Frame:

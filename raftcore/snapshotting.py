@@ -186,7 +186,10 @@ class Snapshotting:
             return
         self._receiver = None
         if receiver.finish():
-            self._writer.submit(lambda: self._install_log(meta, on_installed))
+            # By way of the apply thread: batches handed out before still look into the log.
+            self._apply_worker.submit(
+                lambda: self._writer.submit(lambda: self._install_log(meta, on_installed))
+            )
         else:
             logger.warning("a received snapshot at %d does not verify; asking again", meta.index)
             self._post(
@@ -196,6 +199,10 @@ class Snapshotting:
     def _install_log(self, meta: SnapshotMeta, on_installed: Callable[[int], None]) -> None:
         """On the log writer's thread."""
         self._storage.install_snapshot(meta)
+        newest = self._storage.newest_snapshot()
+        # The core installs nothing at or below its commit index, so no local snapshot overtook it.
+        assert newest is not None, "an installed snapshot is pointed to"
+        assert newest.position == meta.position, "an overtaken snapshot must not be installed"
         self._apply_worker.submit(lambda: self._install_state(meta, on_installed))
 
     def _install_state(self, meta: SnapshotMeta, on_installed: Callable[[int], None]) -> None:

@@ -8,6 +8,7 @@ without fsync. ``GUARDIAN_PG_BIN`` chooses another server version.
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,10 +16,29 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
 from guardian.adapters.postgres.migrate import Migrator
+
+# Loaded by name: with CI set in the environment Hypothesis would otherwise try the same examples in
+# every run for ever. GUARDIAN_HYPOTHESIS=deep explores for longer.
+settings.register_profile(
+    "fast",
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("deep", settings.get_profile("fast"), max_examples=2000)
+settings.load_profile(os.environ.get("GUARDIAN_HYPOTHESIS", "fast"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: whatever starts several processes goes to the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
 
 _TEMPLATE = "template_guardian"
 _numbers = itertools.count(1)

@@ -24,6 +24,7 @@ from guardian.fsm.history import ChangeKind
 from guardian.fsm.projects import project_lives
 from guardian.fsm.records import (
     CONFIGS,
+    CONTENTS,
     REVISIONS,
     TOMBSTONES,
     ConfigRecord,
@@ -110,8 +111,8 @@ def rollback_config(t: Transition, command: RollbackConfig) -> AnyResult:
     if isinstance(config, Refused):
         return config
     config_key = joined(command.project_id, command.key)
-    target = REVISIONS.get(t.view, version_key(config_key, command.to_version))
-    if target is None or target.content is None:
+    content = CONTENTS.get(t.view, version_key(config_key, command.to_version))
+    if content is None:
         return t.refuse(Refusals.NOT_FOUND, config.version, "no such version to go back to")
     if command.to_version == config.version:
         return t.refuse(Refusals.NO_CHANGE, config.version)
@@ -129,8 +130,8 @@ def rollback_config(t: Transition, command: RollbackConfig) -> AnyResult:
             config.version + 1,
             command.schema_id,
             command.schema_version,
-            target.content,
-            target.content_digest,
+            content,
+            hashlib.sha256(content).digest(),
         ),
     )
 
@@ -177,10 +178,10 @@ def _write(
     """Store ``new`` as revision and, unless it is a delete, as the live config; keep usage and
     history in step."""
     config_key = joined(project_id, key)
-    deleted = new.content is None
+    new_key = version_key(config_key, new.version)
     REVISIONS.put(
         t.view,
-        version_key(config_key, new.version),
+        new_key,
         RevisionRecord(
             new.kind,
             t.revision,
@@ -189,13 +190,13 @@ def _write(
             t.clock_ms,
             new.schema_id,
             new.schema_version,
-            new.content,
         ),
     )
-    if deleted:
+    if new.content is None:
         CONFIGS.delete(t.view, config_key)
         TOMBSTONES.put(t.view, config_key, TombstoneRecord(new.version))
     else:
+        CONTENTS.put(t.view, new_key, new.content)
         CONFIGS.put(
             t.view,
             config_key,
@@ -214,7 +215,7 @@ def _write(
         project_id,
         key,
         old=None if before is None else before.schema_id,
-        new=None if deleted else new.schema_id,
+        new=None if new.content is None else new.schema_id,
     )
     t.record(
         new.change,

@@ -15,15 +15,15 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
 import lmdb
 import lmdb.verify
 
+from guardian.fsm.handle import Handle, PinnedView
 from guardian.fsm.mark import DATA_FILE, MARK_FILE, Mark, boot_id, why_not_reusable
-from guardian.fsm.records import TABLE_NAMES
 from guardian.fsm.tables import StateCorruptError, View, WriteView
-from raftcore.errors import ForkedError, NoSpaceError, RefusedError, StorageError
+from raftcore.errors import ForkedError, NoSpaceError, StorageError
 from raftcore.storage.files import Files, storage_error
 from raftcore.storage.latch import Latch
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_MAP_SIZE_BYTES: Final = 16 * 2**30
 DEFAULT_MAP_LIMIT_BYTES: Final = 1024 * 2**30
 #: How long growth of the map waits for an open snapshot before it ends it.
-DEFAULT_SNAPSHOT_WAIT_S: Final = 10.0
+DEFAULT_SNAPSHOT_WAIT_S: Final = 30.0
 #: How long growth and closing wait for short reads; longer is a bug of ours.
 READERS_TIMEOUT_S: Final = 30.0
 #: After an unclean stop a file up to this size is checked page by page before it is mapped.
@@ -42,63 +42,6 @@ GROW_AT: Final = 0.75
 
 #: What a byte of commands may cost in pages: its own, and those copied on write around it.
 GROWTH_PER_BYTE: Final = 4
-
-MAX_READERS: Final = 128
-
-
-class SnapshotAbortedError(RefusedError):
-    """The view of a snapshot was ended because the state needed to grow or was closed."""
-
-    code = "snapshot_aborted"
-
-
-class Handle:
-    """One open environment with its tables, and who uses it."""
-
-    def __init__(self, path: Path, map_size_bytes: int) -> None:
-        """Open or create. ``lib_version`` is given because an environment variable could otherwise
-        choose an engine whose files the other one can not read."""
-        self.env = lmdb.open(
-            str(path),
-            map_size=map_size_bytes,
-            subdir=True,
-            sync=False,
-            metasync=False,
-            writemap=False,
-            map_async=False,
-            meminit=True,
-            lock=True,
-            readahead=True,
-            max_readers=MAX_READERS,
-            max_dbs=len(TABLE_NAMES),
-            max_spare_txns=4,
-            mode=0o600,
-            lib_version=0,
-        )
-        self.databases: tuple[Any, ...] = ()
-        # LMDB maps at least what the file holds, whatever was asked for
-        self.map_size_bytes: int = self.env.info()["map_size"]
-        self.users = 0  #: leases of any kind: the environment stays open
-        self.readers = 0  #: short reads: the map must not grow
-        self.pins: set[PinnedView] = set()  #: long reads: growth waits for them, or ends them
-        self.retired = False
-
-    def open_tables(self) -> None:
-        """Open the tables, creating what is missing; the first commit of this process."""
-        self.env.reader_check()
-        with self.env.begin(write=True) as txn:
-            self.databases = tuple(self.env.open_db(name.encode(), txn=txn) for name in TABLE_NAMES)
-
-    def grow(self, size_bytes: int) -> None:
-        """Enlarge the map; nobody may have a transaction open."""
-        self.env.set_mapsize(size_bytes)
-        self.map_size_bytes = size_bytes
-
-    def used(self) -> float:
-        """Which part of the map is in use."""
-        info = self.env.info()
-        page_size: int = self.env.stat()["psize"]
-        return (info["last_pgno"] + 1) * page_size / self.map_size_bytes
 
 
 class _Read:
@@ -128,43 +71,6 @@ class _Read:
         self._environment.release_reader(self._handle)
         if isinstance(error, (lmdb.Error, StateCorruptError)):
             raise self._environment.fail(error, "read") from error
-
-
-class PinnedView:
-    """A view that stays as it is while writes go on, read in steps by one other thread."""
-
-    def __init__(self, environment: StateEnvironment, handle: Handle) -> None:
-        self._environment = environment
-        self._handle = handle
-        self._lock = threading.Lock()
-        self._txn: lmdb.Transaction[memoryview] | None = handle.env.begin(buffers=True)
-
-    @contextlib.contextmanager
-    def step(self) -> Iterator[View]:
-        """One bounded look into the view; it can be ended between two, not within one.
-
-        Raises:
-            SnapshotAbortedError: it was ended.
-        """
-        with self._lock:
-            if self._txn is None:
-                raise SnapshotAbortedError("the state had to grow, or was closed")
-            try:
-                yield View(self._txn, self._handle.databases)
-            except (lmdb.Error, StateCorruptError) as error:
-                raise self._environment.fail(error, "read a snapshot") from error
-
-    def abort(self) -> None:
-        """End the view; the next step raises."""
-        with self._lock:
-            if self._txn is not None:
-                self._txn.abort()
-                self._txn = None
-
-    def close(self) -> None:
-        """Release the view and its environment."""
-        self.abort()
-        self._environment.unpin(self._handle, self)
 
 
 class StateEnvironment:
@@ -203,7 +109,8 @@ class StateEnvironment:
         self._boot = boot_id() if boot is None else boot
         self._latch = Latch()
         self._condition = threading.Condition()
-        self._exclusive = False
+        self._exclusive = False  #: no short read may begin
+        self._growing = False  #: no long read may begin
         self._closed = False
         self._pid = os.getpid()
         try:
@@ -221,9 +128,16 @@ class StateEnvironment:
         if self._path.exists():
             reason = self._why_discard()
             if reason is not None:
-                _log.warning("the state in %s is discarded: %s", self._path, reason)
-                shutil.rmtree(self._path)
-        return self._open_at(self._path)
+                self._discard(reason)
+        try:
+            return self._open_at(self._path)
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:
+            self._discard(str(error))
+            return self._open_at(self._path)
+
+    def _discard(self, reason: str) -> None:
+        _log.warning("the state in %s is discarded: %s", self._path, reason)
+        shutil.rmtree(self._path)
 
     def _why_discard(self) -> str | None:
         reason = why_not_reusable(
@@ -239,7 +153,8 @@ class StateEnvironment:
         data = self._path / DATA_FILE
         if not mark.clean and data.stat().st_size <= VERIFY_LIMIT_BYTES:
             # A torn structure would be followed by a wild read, so it is looked for in the file
-            # before it is mapped.
+            # before it is mapped. A clean state is not read through; should it kill the process
+            # none the less, it is unclean at the next start.
             verify: Callable[..., list[str]] = lmdb.verify.verify
             try:
                 faults = verify(str(data), subdir=False)
@@ -329,16 +244,19 @@ class StateEnvironment:
         """A long view, for a snapshot. Close it."""
         self.check()
         with self._condition:
+            while self._growing and not self._closed:
+                self._condition.wait()
+            self.check()
             handle = self._current
             try:
-                pinned = PinnedView(self, handle)
+                pinned = PinnedView(handle, self.fail, lambda view: self._unpin(handle, view))
             except lmdb.Error as error:
                 raise self.fail(error, "begin a snapshot") from error
             handle.users += 1
             handle.pins.add(pinned)
         return pinned
 
-    def unpin(self, handle: Handle, pinned: PinnedView) -> None:
+    def _unpin(self, handle: Handle, pinned: PinnedView) -> None:
         with self._condition:
             if pinned in handle.pins:
                 handle.pins.remove(pinned)
@@ -395,31 +313,36 @@ class StateEnvironment:
         size = min(size, self._map_limit_bytes)
         if size <= handle.map_size_bytes:
             raise NoSpaceError(f"the state's map has its full size of {size} bytes")
-        with self._condition:
-            if not self._condition.wait_for(lambda: not handle.pins, self._snapshot_wait_s):
-                _log.warning("a snapshot is ended because the state's map must grow")
-                for pinned in handle.pins:
-                    pinned.abort()
-            self._exclude(handle)
-            try:
+        try:
+            self._end_pins(handle)
+            with self._condition:
+                self._exclude(handle)
                 handle.grow(size)
                 self._map_size_bytes = size
-            except lmdb.Error as error:
-                raise self.fail(error, "grow the map") from error
-            finally:
-                self._readmit()
+        except lmdb.Error as error:
+            raise self.fail(error, "grow the map") from error
+        finally:
+            with self._condition:
+                self._growing = self._exclusive = False
+                self._condition.notify_all()
         _log.info("the state's map has grown to %d bytes", size)
+
+    def _end_pins(self, handle: Handle) -> None:
+        """Let no new long view begin, wait for those that are open, then end them."""
+        with self._condition:
+            self._growing = True
+            self._condition.wait_for(lambda: not handle.pins, self._snapshot_wait_s)
+            pins = list(handle.pins)
+        # Without the condition: ending a view waits for its step, and short reads must not.
+        for pinned in pins:
+            _log.warning("a snapshot is ended because the state's map must grow")
+            pinned.abort()
 
     def _exclude(self, handle: Handle) -> None:
         """Let no new short read begin and wait for the running ones; the condition is held."""
         self._exclusive = True
         if not self._condition.wait_for(lambda: handle.readers == 0, READERS_TIMEOUT_S):
-            self._readmit()
             raise self.fail(StorageError("a read does not end"), "wait for readers")
-
-    def _readmit(self) -> None:
-        self._exclusive = False
-        self._condition.notify_all()
 
     def replace(self, build: Callable[[Handle], None]) -> None:
         """Replace the whole state by what ``build`` puts into an empty environment (D5.2).
@@ -506,11 +429,16 @@ class StateEnvironment:
             if self._closed:
                 return
             handle = self._current
-            for pinned in handle.pins:
-                pinned.abort()
-            self._exclude(handle)
-            self._closed = True
-            self._readmit()
+            pins = list(handle.pins)
+        for pinned in pins:
+            pinned.abort()
+        with self._condition:
+            try:
+                self._exclude(handle)
+            finally:
+                self._closed = True
+                self._exclusive = False
+                self._condition.notify_all()
         try:
             if self._latch.error is None:
                 handle.env.sync(True)

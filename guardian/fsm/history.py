@@ -8,13 +8,18 @@ digest and the texts joined by NUL, which no text may contain; so no two changes
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 from dataclasses import dataclass
 from enum import StrEnum
 
+from guardian.fsm.handle import PinnedView
 from guardian.fsm.records import (
+    CONTENTS,
+    CORE,
+    CORE_KEY,
     HISTORY,
-    REVISIONS,
+    CoreRecord,
     HistoryRecord,
     history_key,
     history_place,
@@ -27,6 +32,9 @@ GENESIS_CHAIN = bytes(32)
 
 _HEADER = struct.Struct(">BQIQQQB")
 _CANONICAL_FORMAT = 1
+
+#: Changes verified in one step of a pinned view, between which the view can be ended.
+_VERIFY_STEP = 256
 
 
 class ChangeKind(StrEnum):
@@ -120,10 +128,9 @@ def change_of(view: View, key: bytes, record: HistoryRecord) -> Change:
     kind = ChangeKind(record.kind)
     content = None
     if kind in CONFIG_KINDS:
-        written = REVISIONS.get(
+        content = CONTENTS.get(
             view, version_key(joined(record.project_id, record.key), record.version)
         )
-        content = None if written is None else written.content
     return Change(
         revision=revision,
         ordinal=ordinal,
@@ -143,26 +150,38 @@ def change_of(view: View, key: bytes, record: HistoryRecord) -> Change:
     )
 
 
-def verify_history(view: View, head: bytes) -> int:
+def verify_history(pinned: PinnedView) -> int:
     """Walk the whole history; how many changes it holds.
 
-    Every link must follow from the one before, the last must be ``head``, and every config content
-    that still exists must have the digest that history recorded for it.
+    Every link must follow from the one before, the last must be the one that the state records,
+    and every config content that still exists must have the digest that history recorded for it.
 
     Raises:
         StateCorruptError: something was rewritten, dropped or added.
+        SnapshotAbortedError: the view was ended.
     """
-    chain, count = GENESIS_CHAIN, 0
-    for key, payload in view.scan(HISTORY.number, history_key(0, 0)):
-        record = HISTORY.decode(payload)
-        revision, ordinal = history_place(key)
-        chain = next_chain(chain, revision, ordinal, record)
-        if chain != record.chain:
-            raise StateCorruptError(f"history does not chain at {revision}.{ordinal}")
-        content = change_of(view, key, record).content
-        if content is not None and hashlib.sha256(content).digest() != record.digest:
-            raise StateCorruptError(f"content is not what history recorded at {revision}.{ordinal}")
-        count += 1
-    if chain != head:
+    chain, count, start = GENESIS_CHAIN, 0, history_key(0, 0)
+    while True:
+        with pinned.step() as view:
+            page = list(itertools.islice(view.scan(HISTORY.number, start), _VERIFY_STEP))
+            for key, payload in page:
+                chain = _verify_change(view, chain, key, HISTORY.decode(payload))
+            if not page:
+                core = CORE.get(view, CORE_KEY) or CoreRecord()
+                break
+        count += len(page)
+        start = page[-1][0] + b"\0"  # the lowest key after it
+    if chain != core.history_chain:
         raise StateCorruptError("history does not end in the chain that the state records")
     return count
+
+
+def _verify_change(view: View, chain: bytes, key: bytes, record: HistoryRecord) -> bytes:
+    revision, ordinal = history_place(key)
+    chain = next_chain(chain, revision, ordinal, record)
+    if chain != record.chain:
+        raise StateCorruptError(f"history does not chain at {revision}.{ordinal}")
+    content = change_of(view, key, record).content
+    if content is not None and hashlib.sha256(content).digest() != record.digest:
+        raise StateCorruptError(f"content is not what history recorded at {revision}.{ordinal}")
+    return chain

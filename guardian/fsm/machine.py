@@ -27,9 +27,9 @@ from guardian.fsm.environment import (
     DEFAULT_MAP_LIMIT_BYTES,
     DEFAULT_MAP_SIZE_BYTES,
     DEFAULT_SNAPSHOT_WAIT_S,
-    Handle,
     StateEnvironment,
 )
+from guardian.fsm.handle import Handle
 from guardian.fsm.projects import (
     create_key,
     create_project,

@@ -18,9 +18,9 @@ from guardian.fsm.history import ChangeKind
 from guardian.fsm.records import (
     API_KEYS,
     CONFIGS,
+    CONTENTS,
     PRESENT,
     PROJECT_KEYS,
-    PROJECTS,
     PURGES,
     REVISIONS,
     TOMBSTONES,
@@ -41,19 +41,18 @@ PURGE_LIMIT = 1000
 
 def project_lives(t: Transition, project_id: str) -> bool:
     """Created and not deleted."""
-    project = PROJECTS.get(t.view, joined(project_id))
+    project = t.projects.get(project_id)
     return project is not None and project.alive
 
 
 def create_project(t: Transition, command: CreateProject) -> AnyResult:
     """The project and its first API key; an id is created at most once, ever."""
-    project_key = joined(command.project_id)
-    project = PROJECTS.get(t.view, project_key)
+    project = t.projects.get(command.project_id)
     if project is not None:
         return t.refuse(Refusals.ALREADY_EXISTS if project.alive else Refusals.PROJECT_GONE)
     if API_KEYS.get(t.view, command.key_digest) is not None:
         return t.refuse(Refusals.KEY_TAKEN)
-    PROJECTS.put(t.view, project_key, ProjectRecord(True, True, t.revision, t.actor, t.clock_ms))
+    t.projects.put(command.project_id, ProjectRecord(True, True, t.revision, t.actor, t.clock_ms))
     t.record(ChangeKind.PROJECT_CREATED, project_id=command.project_id)
     _add_key(t, command)
     return Done(t.revision, count=1, subject=command.project_id)
@@ -113,41 +112,39 @@ def _kill_key(
 def delete_project(t: Transition, command: DeleteProject) -> AnyResult:
     """The project and with it all its keys are dead, in constant time: a key lives only while its
     project does. What it leaves behind is removed by :func:`purge_project`, step by step."""
-    project_key = joined(command.project_id)
-    project = PROJECTS.get(t.view, project_key)
+    project = t.projects.get(command.project_id)
     if project is not None and not project.alive:
         if project.existed:
             return t.refuse(Refusals.NOT_FOUND)
         return Done(t.revision, count=0, subject=command.project_id)
     existed = project is not None
-    PROJECTS.put(
-        t.view, project_key, ProjectRecord(False, existed, t.revision, t.actor, t.clock_ms)
+    t.projects.put(
+        command.project_id, ProjectRecord(False, existed, t.revision, t.actor, t.clock_ms)
     )
     if existed:
-        PURGES.put(t.view, project_key, PRESENT)
+        PURGES.put(t.view, joined(command.project_id), PRESENT)
     t.record(ChangeKind.PROJECT_DELETED, project_id=command.project_id)
     return Done(t.revision, count=int(existed), subject=command.project_id)
 
 
 def purge_project(t: Transition, command: PurgeProject) -> AnyResult:
-    """``count`` is how many records went: keys, configs, tombstones and revisions each count one.
+    """``count`` is how many records went: keys, configs, tombstones and revisions (with
+    their content) each count one.
 
     History stays. The project leaves the list of those to purge with the step that finds fewer
     records than it may remove.
     """
     project_key = joined(command.project_id)
     if PURGES.get(t.view, project_key) is None:
-        project = PROJECTS.get(t.view, project_key)
+        project = t.projects.get(command.project_id)
         if project is None or project.alive:
             return t.refuse(Refusals.NOT_FOUND, detail="not a deleted project")
         return Done(t.revision, count=0, subject=command.project_id)
     limit = min(command.limit, PURGE_LIMIT)
     removed = _purge_keys(t, command.project_id, limit)
     removed += _purge_configs(t, command.project_id, limit - removed)
-    for table in (TOMBSTONES.number, REVISIONS.number):
-        for key in _keys(t, table, command.project_id, limit - removed):
-            t.view.delete(table, key)
-            removed += 1
+    removed += _purge_table(t, TOMBSTONES.number, command.project_id, limit - removed)
+    removed += _purge_revisions(t, command.project_id, limit - removed)
     if removed < limit:
         PURGES.delete(t.view, project_key)
     if removed:
@@ -159,6 +156,21 @@ def _keys(t: Transition, table: int, project_id: str, limit: int) -> list[bytes]
     """Up to ``limit`` keys of the project in ``table``; a list, because they are deleted next."""
     prefix = below(project_id)
     return [key for key, _ in itertools.islice(t.view.scan(table, prefix, prefix), limit)]
+
+
+def _purge_table(t: Transition, table: int, project_id: str, limit: int) -> int:
+    keys = _keys(t, table, project_id, limit)
+    for key in keys:
+        t.view.delete(table, key)
+    return len(keys)
+
+
+def _purge_revisions(t: Transition, project_id: str, limit: int) -> int:
+    keys = _keys(t, REVISIONS.number, project_id, limit)
+    for key in keys:
+        REVISIONS.delete(t.view, key)
+        CONTENTS.delete(t.view, key)
+    return len(keys)
 
 
 def _purge_keys(t: Transition, project_id: str, limit: int) -> int:

@@ -88,7 +88,7 @@ class AttemptRecord(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ConfigRecord(msgspec.Struct, array_like=True, frozen=True):
-    """A live config. Its content is in the revision of the same version, and only there."""
+    """A live config. Its content is that of the revision of the same version."""
 
     schema_id: str
     schema_version: int
@@ -106,7 +106,8 @@ class TombstoneRecord(msgspec.Struct, array_like=True, frozen=True):
 
 
 class RevisionRecord(msgspec.Struct, array_like=True, frozen=True):
-    """One version of a config; without content when it is a delete."""
+    """One version of a config. Its content is in a table of its own, so that listing revisions does
+    not read megabytes; a delete has none."""
 
     kind: str
     revision: int
@@ -115,7 +116,6 @@ class RevisionRecord(msgspec.Struct, array_like=True, frozen=True):
     updated_at_ms: int
     schema_id: str
     schema_version: int
-    content: bytes | None
 
 
 class HistoryRecord(msgspec.Struct, array_like=True, frozen=True):
@@ -193,6 +193,34 @@ class Table(Generic[R]):
         return view.delete(self.number, key)
 
 
+class BytesTable:
+    """A table of plain bytes."""
+
+    __slots__ = ("name", "number")
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number = number
+        self.name = name
+
+    def get(self, view: View, key: bytes) -> bytes | None:
+        payload = view.get(self.number, key)
+        return None if payload is None else bytes(payload)
+
+    def must(self, view: View, key: bytes) -> bytes:
+        """Bytes that another record promises."""
+        payload = self.get(view, key)
+        if payload is None:
+            raise StateCorruptError(f"a record of {self.name} is missing (key {key[:64]!r})")
+        return payload
+
+    def put(self, view: WriteView, key: bytes, content: bytes) -> None:
+        view.put(self.number, key, content)
+
+    def delete(self, view: WriteView, key: bytes) -> bool:
+        """Whether there was such a record."""
+        return view.delete(self.number, key)
+
+
 class Presence(msgspec.Struct, array_like=True, frozen=True):
     """A record that says all by its key."""
 
@@ -210,10 +238,11 @@ USAGES: Final = Table(7, "usages", Presence)
 CONFIGS: Final = Table(8, "configs", ConfigRecord)
 TOMBSTONES: Final = Table(9, "tombstones", TombstoneRecord)
 REVISIONS: Final = Table(10, "revisions", RevisionRecord)
-HISTORY: Final = Table(11, "history", HistoryRecord)
-RESULTS: Final = Table(12, "results", ResultRecord)
-IDEMPOTENCY: Final = Table(13, "idempotency", IdempotencyRecord)
-DUE: Final = Table(14, "due", DueRecord)
+CONTENTS: Final = BytesTable(11, "contents")
+HISTORY: Final = Table(12, "history", HistoryRecord)
+RESULTS: Final = Table(13, "results", ResultRecord)
+IDEMPOTENCY: Final = Table(14, "idempotency", IdempotencyRecord)
+DUE: Final = Table(15, "due", DueRecord)
 
 #: In the order of their numbers, which is the order of snapshots and of the state's hash.
 TABLE_NAMES: Final[tuple[str, ...]] = tuple(
@@ -230,6 +259,7 @@ TABLE_NAMES: Final[tuple[str, ...]] = tuple(
         CONFIGS,
         TOMBSTONES,
         REVISIONS,
+        CONTENTS,
         HISTORY,
         RESULTS,
         IDEMPOTENCY,

@@ -17,7 +17,6 @@ from guardian.fsm.history import ChangeKind
 from guardian.fsm.records import (
     ATTEMPTS,
     PRESENT,
-    SCHEMAS,
     USAGES,
     AttemptRecord,
     SchemaRecord,
@@ -35,8 +34,7 @@ def put_schema(t: Transition, command: PutSchema) -> AnyResult:
     if attempt is not None:
         # The same attempt under another command id: it happened, once.
         return Done(attempt.revision, count=1, subject=command.schema_id)
-    schema_key = joined(command.schema_id)
-    schema = SCHEMAS.get(t.view, schema_key)
+    schema = t.schemas.get(command.schema_id)
     refusal = _why_not_put(t, command, schema)
     if refusal is not None:
         return refusal
@@ -46,7 +44,7 @@ def put_schema(t: Transition, command: PutSchema) -> AnyResult:
         schema = msgspec.structs.replace(
             schema, version=schema.version + 1, body_digest=command.body_digest
         )
-    SCHEMAS.put(t.view, schema_key, schema)
+    t.schemas.put(command.schema_id, schema)
     ATTEMPTS.put(t.view, attempt_key, AttemptRecord(True, t.revision, schema.version))
     t.record(
         ChangeKind.SCHEMA_PUT,
@@ -73,13 +71,12 @@ def _why_not_put(t: Transition, command: PutSchema, schema: SchemaRecord | None)
 
 def delete_schema(t: Transition, command: DeleteSchema) -> AnyResult:
     """The id stays, deleted, for ever."""
-    schema_key = joined(command.schema_id)
-    schema = SCHEMAS.get(t.view, schema_key)
+    schema = t.schemas.get(command.schema_id)
     if schema is None or schema.deleted:
         return t.refuse(Refusals.NOT_FOUND)
     if schema.usage_count > 0:
         return t.refuse(Refusals.SCHEMA_IN_USE, schema.version)
-    SCHEMAS.put(t.view, schema_key, msgspec.structs.replace(schema, deleted=True))
+    t.schemas.put(command.schema_id, msgspec.structs.replace(schema, deleted=True))
     t.record(ChangeKind.SCHEMA_DELETED, schema_id=command.schema_id, version=schema.version)
     return Done(t.revision, count=1, subject=command.schema_id)
 
@@ -101,7 +98,7 @@ def abort_schema_attempt(t: Transition, command: AbortSchemaAttempt) -> AnyResul
 
 def stale(t: Transition, schema_id: str, schema_version: int) -> Refused | None:
     """The refusal of a config command that was not validated against the current version."""
-    schema = SCHEMAS.get(t.view, joined(schema_id))
+    schema = t.schemas.get(schema_id)
     current = 0 if schema is None or schema.deleted else schema.version
     if schema_version == current != 0:
         return None
@@ -126,10 +123,9 @@ def move_usage(
 
 
 def _count(t: Transition, schema_id: str, step: int) -> None:
-    schema_key = joined(schema_id)
-    schema = SCHEMAS.must(t.view, schema_key)
+    schema = t.schemas.must(schema_id)
     assert schema.usage_count + step >= 0, "a schema is used by no fewer than no configs"
     moved = msgspec.structs.replace(
         schema, usage_count=schema.usage_count + step, usage_counter=schema.usage_counter + 1
     )
-    SCHEMAS.put(t.view, schema_key, moved)
+    t.schemas.put(schema_id, moved)

@@ -70,9 +70,13 @@ def is_well_formed(command: AnyCommand) -> bool:
     ):
         return False
     texts, digests, numbers = _RULES[type(command)]
-    return (
-        all(_is_text(getattr(command, name), limit) for name, limit in texts)
-        and all(len(getattr(command, name)) == DIGEST_SIZE for name in digests)
-        and all(0 <= getattr(command, name) <= MAX_NUMBER for name in numbers)
-        and _is_text(getattr(command, "key_name", ""), TEXT_SIZE, required=False)
-    )
+    for name, limit in texts:
+        if not _is_text(getattr(command, name), limit):
+            return False
+    for name in digests:
+        if len(getattr(command, name)) != DIGEST_SIZE:
+            return False
+    for name in numbers:
+        if not 0 <= getattr(command, name) <= MAX_NUMBER:
+            return False
+    return _is_text(getattr(command, "key_name", ""), TEXT_SIZE, required=False)

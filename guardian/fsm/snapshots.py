@@ -14,7 +14,7 @@ from typing import Final
 import lmdb
 import msgspec
 
-from guardian.fsm.environment import Handle, PinnedView
+from guardian.fsm.handle import Handle, PinnedView
 from guardian.fsm.records import CORE, CORE_KEY, STATE_FORMAT, TABLE_NAMES
 from guardian.fsm.tables import StateCorruptError, View, WriteView
 from raftcore.errors import FormatTooNewError
@@ -52,6 +52,25 @@ _decoder: msgspec.msgpack.Decoder[Header | Batch | Footer] = msgspec.msgpack.Dec
 )
 
 
+def _batches(pinned: PinnedView, table: int) -> Iterator[list[tuple[bytes, bytes]]]:
+    """All pairs of a table in key order, each batch read in one step of the view: as many pairs as
+    fit into one record, and at least one."""
+    start = b""
+    while True:
+        batch: list[tuple[bytes, bytes]] = []
+        size = 0
+        with pinned.step() as view:
+            for key, payload in view.scan(table, start):
+                size += len(key) + len(payload)
+                if batch and size > BATCH_SIZE_BYTES:
+                    break
+                batch.append((key, bytes(payload)))
+        if not batch:
+            return
+        yield batch
+        start = batch[-1][0] + b"\0"  # the lowest key after it
+
+
 class StateSnapshot:
     """A :class:`raftcore.statemachine.SnapshotSource` over a pinned view."""
 
@@ -77,26 +96,12 @@ class StateSnapshot:
         digest.update(record)
         yield record
         for number, table in enumerate(TABLE_NAMES):
-            start = b""
-            while batch := self._batch(number, start):
+            for batch in _batches(self._pinned, number):
                 record = _encode(Batch(table, batch))
                 digest.update(record)
                 pairs += len(batch)
                 yield record
-                start = batch[-1][0] + b"\0"  # the lowest key after it
         yield _encode(Footer(pairs, digest.digest()))
-
-    def _batch(self, table: int, start: bytes) -> list[tuple[bytes, bytes]]:
-        """Pairs from ``start`` on: as many as fit into one record, and at least one."""
-        batch: list[tuple[bytes, bytes]] = []
-        size = 0
-        with self._pinned.step() as view:
-            for key, payload in view.scan(table, start):
-                size += len(key) + len(payload)
-                if batch and size > BATCH_SIZE_BYTES:
-                    break
-                batch.append((key, bytes(payload)))
-        return batch
 
     def close(self) -> None:
         self._pinned.close()
@@ -190,13 +195,14 @@ def _store(handle: Handle, batches: list[Batch]) -> None:
             return
 
 
-def state_digest(view: View) -> bytes:
+def state_digest(pinned: PinnedView) -> bytes:
     """SHA-256 over every record of the state in a fixed order: equal for equal logs."""
     digest = hashlib.sha256()
     for number, table in enumerate(TABLE_NAMES):
         digest.update(b"\0" + table.encode() + b"\0")
-        for key, payload in view.scan(number, b""):
-            digest.update(b"%d %d " % (len(key), len(payload)))
-            digest.update(key)
-            digest.update(payload)
+        for batch in _batches(pinned, number):
+            for key, payload in batch:
+                digest.update(b"%d %d " % (len(key), len(payload)))
+                digest.update(key)
+                digest.update(payload)
     return digest.digest()

@@ -17,6 +17,7 @@ from guardian.fsm.records import (
     API_KEYS,
     ATTEMPTS,
     CONFIGS,
+    CONTENTS,
     CORE,
     CORE_KEY,
     HISTORY,
@@ -46,7 +47,7 @@ from guardian.fsm.tables import View
 from raftcore.statemachine import AppliedPosition
 
 #: A page of changes ends after about this much content, however many were asked for.
-CHANGES_SIZE_BYTES = 8 * 2**20
+CHANGES_SIZE_BYTES = 2 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,7 @@ class StateReader:
         """
         pinned = self._environment.pin()
         try:
-            with pinned.step() as view:
-                return verify_history(view, _core(view).history_chain)
+            return verify_history(pinned)
         finally:
             pinned.close()
 
@@ -134,8 +134,7 @@ class StateReader:
         """
         pinned = self._environment.pin()
         try:
-            with pinned.step() as view:
-                return state_digest(view)
+            return state_digest(pinned)
         finally:
             pinned.close()
 
@@ -159,8 +158,8 @@ class StateReader:
             config = CONFIGS.get(view, config_key)
             if config is None:
                 return Served(project_id, 0, 0, None, seen)
-            written = REVISIONS.must(view, version_key(config_key, config.version))
-            return Served(project_id, config.version, config.revision, written.content, seen)
+            content = CONTENTS.must(view, version_key(config_key, config.version))
+            return Served(project_id, config.version, config.revision, content, seen)
 
     # -- projects and keys -----------------------------------------------------------------------
 
@@ -254,7 +253,7 @@ class StateReader:
                 return []
             page = itertools.islice(view.scan_back(REVISIONS.number, before, prefix), limit)
             return [
-                _revision(version_of(found), REVISIONS.decode(payload), with_content=False)
+                _revision(version_of(found), REVISIONS.decode(payload), None)
                 for found, payload in page
             ]
 
@@ -265,8 +264,11 @@ class StateReader:
         with self._environment.read() as view:
             if not _lives(view, project_id):
                 return None
-            record = REVISIONS.get(view, version_key(joined(project_id, key), version))
-        return None if record is None else _revision(version, record, with_content=True)
+            key_of_version = version_key(joined(project_id, key), version)
+            record = REVISIONS.get(view, key_of_version)
+            if record is None:
+                return None
+            return _revision(version, record, CONTENTS.get(view, key_of_version))
 
     # -- schemas ---------------------------------------------------------------------------------
 
@@ -360,8 +362,7 @@ def _project_of_key(view: View, key_digest: bytes) -> str | None:
 
 
 def _config(view: View, config_key: bytes, record: ConfigRecord) -> Config:
-    written = REVISIONS.must(view, version_key(config_key, record.version))
-    assert written.content is not None, "the version of a live config has content"
+    content = CONTENTS.must(view, version_key(config_key, record.version))
     project_id, key = split(config_key)
     return Config(
         project_id=project_id,
@@ -370,13 +371,13 @@ def _config(view: View, config_key: bytes, record: ConfigRecord) -> Config:
         schema_version=record.schema_version,
         version=record.version,
         revision=record.revision,
-        content=written.content,
+        content=content,
         updated_by=record.updated_by,
         updated_at_ms=record.updated_at_ms,
     )
 
 
-def _revision(version: int, record: RevisionRecord, *, with_content: bool) -> Revision:
+def _revision(version: int, record: RevisionRecord, content: bytes | None) -> Revision:
     return Revision(
         version=version,
         revision=record.revision,
@@ -386,7 +387,7 @@ def _revision(version: int, record: RevisionRecord, *, with_content: bool) -> Re
         updated_at_ms=record.updated_at_ms,
         schema_id=record.schema_id,
         schema_version=record.schema_version,
-        content=record.content if with_content else None,
+        content=content,
     )
 
 

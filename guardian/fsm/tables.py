@@ -68,9 +68,6 @@ class View:
         raw = self._txn.get(key, db=self._databases[table])
         return None if raw is None else open_value(key, raw)
 
-    def has(self, table: int, key: bytes) -> bool:
-        return self.get(table, key) is not None
-
     def scan(
         self, table: int, start: bytes, prefix: bytes = b""
     ) -> Iterator[tuple[bytes, memoryview]]:
@@ -105,10 +102,6 @@ class View:
                 return None
             key = bytes(cursor.key())
         return key if key.startswith(prefix) else None
-
-    def count(self, table: int) -> int:
-        """How many records the table holds."""
-        return int(self._txn.stat(self._databases[table])["entries"])
 
 
 class WriteView(View):

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import msgspec
 
 from guardian.fsm.commands import Refused
 from guardian.fsm.history import next_chain
-from guardian.fsm.records import CORE, CORE_KEY, HISTORY, CoreRecord, HistoryRecord, history_key
+from guardian.fsm.records import (
+    CORE,
+    CORE_KEY,
+    HISTORY,
+    PROJECTS,
+    SCHEMAS,
+    CoreRecord,
+    HistoryRecord,
+    Table,
+    history_key,
+    joined,
+)
 
 if TYPE_CHECKING:
     from guardian.fsm.history import ChangeKind
@@ -20,6 +31,39 @@ if TYPE_CHECKING:
 MAX_CLOCK_MS: Final = 2**53 - 1
 
 
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class Hot(Generic[R]):
+    """A table whose records most commands of a batch share: read and written once per batch."""
+
+    __slots__ = ("_changed", "_records", "_table", "_view")
+
+    def __init__(self, view: WriteView, table: Table[R]) -> None:
+        self._view = view
+        self._table = table
+        self._records: dict[str, R | None] = {}
+        self._changed: dict[str, R] = {}
+
+    def get(self, name: str) -> R | None:
+        """The record of ``name``, or None."""
+        if name not in self._records:
+            self._records[name] = self._table.get(self._view, joined(name))
+        return self._records[name]
+
+    def must(self, name: str) -> R:
+        """A record that another record promises."""
+        return self.get(name) or self._table.must(self._view, joined(name))
+
+    def put(self, name: str, record: R) -> None:
+        self._records[name] = self._changed[name] = record
+
+    def flush(self) -> None:
+        """Write what changed; the transaction ends after this."""
+        for name, record in self._changed.items():
+            self._table.put(self._view, joined(name), record)
+
+
 class Transition:
     """The state in change.
 
@@ -27,10 +71,23 @@ class Transition:
     never goes back, whatever the leaders' clocks do.
     """
 
-    __slots__ = ("actor", "base", "chain", "clock_ms", "index", "ordinal", "revision", "view")
+    __slots__ = (
+        "actor",
+        "base",
+        "chain",
+        "clock_ms",
+        "index",
+        "ordinal",
+        "projects",
+        "revision",
+        "schemas",
+        "view",
+    )
 
     def __init__(self, view: WriteView, core: CoreRecord) -> None:
         self.view = view
+        self.projects = Hot(view, PROJECTS)
+        self.schemas = Hot(view, SCHEMAS)
         self.base = core.revision_base
         self.clock_ms = core.clock_ms
         self.chain = core.history_chain
@@ -87,6 +144,8 @@ class Transition:
     def finish(self, position: AppliedPosition) -> CoreRecord:
         """Record where the state stands now, in the same transaction as the data (D5.3)."""
         assert position.index == self.index, "the position is that of the last entry"
+        self.projects.flush()
+        self.schemas.flush()
         core = CoreRecord(
             revision_base=self.base,
             clock_ms=self.clock_ms,

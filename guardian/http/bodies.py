@@ -1,7 +1,8 @@
 """What request bodies look like. Unknown members are refused; see :mod:`guardian.http.decoding`.
 
-``Content`` members are any JSON value; they reach a handler as compact bytes in the sender's member
-order, which is how they are stored and hashed.
+``Content`` and ``SchemaText`` members are any JSON value; they reach a handler as compact bytes in
+the sender's member order, which is how they are stored and hashed. ``Content`` keeps to the limits
+of documents; what a schema may be is for its validator to say.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Version = Annotated[int, Meta(ge=1, le=MAX_SAFE_INTEGER, description="A version,
 Text = Annotated[str, Meta(max_length=1024)]
 Identifier = Annotated[str, Meta(min_length=1, max_length=128)]
 Password = Annotated[str, Meta(max_length=4096)]
-Content = msgspec.Raw
+SchemaText = msgspec.Raw
+Content = Annotated[msgspec.Raw, Meta(description="Any JSON value.", extra={"document": True})]
 
 
 class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,11 +67,11 @@ class GrantRole(Body, frozen=True):
 
 class CreateSchema(Body, frozen=True):
     name: Text
-    schema: Content
+    schema: SchemaText
 
 
 class UpdateSchema(Body, frozen=True):
-    schema: Content
+    schema: SchemaText
     expected_version: Version | UnsetType = UNSET
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from guardian.domain.documents import JsonLimits, compact, parse_document
+from guardian.domain.documents import JsonLimits, compact, content_bytes, parse_document
 from guardian.domain.problems import Fault, Problem
-from guardian.http.bodies import Body
+from guardian.http.bodies import Body, Content
 
 B = TypeVar("B", bound=Body)
 
@@ -25,20 +26,29 @@ def escape_pointer(token: str) -> str:
     return token.replace("~", "~0").replace("/", "~1")
 
 
-async def decode_body(raw: bytes, kind: type[B], limits: JsonLimits) -> B:
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Bounds on a body as a whole, and on a document (``Content``) in it."""
+
+    body: JsonLimits
+    content: JsonLimits
+
+
+async def decode_body(raw: bytes, kind: type[B], limits: BodyLimits) -> B:
     """The body of type ``kind`` that ``raw`` holds.
 
     Raises:
         Problem: ``invalid_json`` or ``json_too_deep`` for bytes that are not acceptable JSON,
-            ``unknown_field`` and ``validation_failed`` with pointers from the body's root.
+            ``unknown_field`` and ``validation_failed`` with pointers from the body's root,
+            ``document_too_deep`` and ``too_many_items`` for a document beyond its limits.
     """
     if len(raw) > INLINE_BYTES:
         return await asyncio.to_thread(_decode, raw, kind, limits)
     return _decode(raw, kind, limits)
 
 
-def _decode(raw: bytes, kind: type[B], limits: JsonLimits) -> B:
-    document = parse_document(raw, limits)
+def _decode(raw: bytes, kind: type[B], limits: BodyLimits) -> B:
+    document = parse_document(raw, limits.body)
     if not isinstance(document, dict):
         raise Problem("validation_failed", errors=(Fault("", "must be an object"),))
     fields = _fields(kind)
@@ -52,7 +62,7 @@ def _decode(raw: bytes, kind: type[B], limits: JsonLimits) -> B:
     values: dict[str, Any] = {}
     for name, value in document.items():
         try:
-            values[fields[name].name] = _value(value, fields[name].type)
+            values[fields[name].name] = _value(value, fields[name].type, limits.content)
         except msgspec.ValidationError as error:
             message = str(error)[:MAX_MESSAGE_CHARS]
             faults.append(Fault("/" + escape_pointer(name), message))
@@ -61,7 +71,9 @@ def _decode(raw: bytes, kind: type[B], limits: JsonLimits) -> B:
     return kind(**values)
 
 
-def _value(value: object, kind: Any) -> Any:
+def _value(value: object, kind: Any, content: JsonLimits) -> Any:
+    if kind == Content:
+        return msgspec.Raw(content_bytes(value, content))
     if kind is msgspec.Raw:
         return msgspec.Raw(compact(value))
     return msgspec.convert(value, kind)

@@ -74,16 +74,17 @@ def is_trusted(address: str, proxies: Sequence[IPNetwork]) -> bool:
     return any(parsed in network for network in proxies)
 
 
-def remote_address(peer: str, forwarded_for: str | None, proxies: Sequence[IPNetwork]) -> str:
+def remote_address(peer: str, forwarded_for: str, proxies: Sequence[IPNetwork]) -> str:
     """The address that limits count against.
 
     ``X-Forwarded-For`` is believed only as far as trusted proxies wrote it: from the right, the
     first hop that is not one of them. Anything else in it is the client's own invention.
     """
-    if forwarded_for is None or not proxies or not is_trusted(peer, proxies):
+    if not is_trusted(peer, proxies):
         return peer
     address = peer
-    for hop in forwarded_for.rsplit(",", MAX_FORWARDED_HOPS)[:0:-1] or [forwarded_for]:
+    hops = forwarded_for.rsplit(",", MAX_FORWARDED_HOPS)
+    for hop in reversed(hops[-MAX_FORWARDED_HOPS:]):
         candidate = hop.strip()
         try:
             ipaddress.ip_address(candidate)

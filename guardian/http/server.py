@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from aiohttp import http_parser, web
+from aiohttp import HttpVersion10, http_parser, web
 from aiohttp.web_protocol import RequestHandler
 from aiohttp.web_request import BaseRequest
 from aiohttp.web_response import StreamResponse
@@ -93,11 +94,11 @@ class GuardianProtocol(RequestHandler):
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) and peer else ""
         if not self._guard.limits.enter(address):
-            assert isinstance(transport, asyncio.Transport) or hasattr(transport, "abort")
-            transport.abort()
+            cast(asyncio.Transport, transport).abort()
             return
         self._address = address
         super().connection_made(transport)
+        _give_up_on_silent_peers(transport)
         self._arm_head_timer()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -154,6 +155,8 @@ class GuardianProtocol(RequestHandler):
 
         Nothing of what was sent is quoted, neither in the answer nor in the log.
         """
+        if isinstance(exc, ConnectionError) and self.transport is None:
+            raise exc  # nobody is left to answer; the caller ends the connection quietly
         if request.writer.output_size > 0:
             raise ConnectionError("a part of an answer is sent already")
         identity = request_id_of(request.headers.get("X-Request-ID"))
@@ -168,6 +171,18 @@ class GuardianProtocol(RequestHandler):
         response = problem_response(problem, identity)
         response.force_close()
         return response
+
+
+def _give_up_on_silent_peers(transport: asyncio.BaseTransport) -> None:
+    """Let the kernel end a connection whose peer takes nothing, also while it is being closed and
+    nobody waits for it any more."""
+    connection = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
+    if option is not None and connection is not None and connection.family in _TCP_FAMILIES:
+        connection.setsockopt(socket.IPPROTO_TCP, option, int(WRITE_TIMEOUT_S * 1000))
+
+
+_TCP_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 class GuardianServer(web.Server):
@@ -189,13 +204,18 @@ class GuardianServer(web.Server):
         self.metrics = metrics
 
     async def _handle(self, request: BaseRequest) -> StreamResponse:
-        """The application's answer, or a problem for what aiohttp refuses before any middleware
-        runs (the Expect header)."""
-        try:
-            return await self._application_handler(request)
-        except web.HTTPException as error:
-            problem = problem_of_http_error(error)
-            return problem_response(problem, request_id_of(request.headers.get("X-Request-ID")))
+        """The application's answer, or a problem for what never gets to its middlewares: versions
+        before HTTP/1.0, and what aiohttp makes of the Expect header."""
+        if request.version < HttpVersion10:
+            problem = Problem("malformed_request", "HTTP/1.0 or later, please")
+        else:
+            try:
+                return await self._application_handler(request)
+            except web.HTTPException as error:
+                problem = problem_of_http_error(error)
+        response = problem_response(problem, request_id_of(request.headers.get("X-Request-ID")))
+        response.force_close()
+        return response
 
     def __call__(self) -> GuardianProtocol:
         return GuardianProtocol(self, loop=self._loop, **self._options)

@@ -8,7 +8,14 @@ Every variable may be given as ``NAME_FILE`` instead, naming a file that holds t
 variable counts as not set.
 """
 
-from guardian.settings.describe import REDACTED, SettingView, describe, settings_reference
+from guardian.settings.describe import (
+    REDACTED,
+    SettingView,
+    describe,
+    example_env,
+    example_toml,
+    settings_reference,
+)
 from guardian.settings.load import (
     CONFIG_VARIABLE,
     EXIT_CONFIGURATION,
@@ -33,6 +40,8 @@ __all__ = [
     "Settings",
     "SettingsError",
     "describe",
+    "example_env",
+    "example_toml",
     "load_settings",
     "parse_host_port",
     "settings_options",

@@ -52,3 +52,26 @@ def settings_reference() -> str:
         default = f"`{row.default}`" if row.default is not None else row.unset
         lines.append(f"| {flag} | `{row.variable}` | {default} | {row.help} |")
     return "\n".join(lines) + "\n"
+
+
+def example_toml() -> str:
+    """A settings file in which every setting stands, commented out, at its default."""
+    return "".join(
+        f"# {row.help}\n# {row.name} = {_toml(row)}\n\n" for row in TABLE if not row.secret
+    )
+
+
+def example_env() -> str:
+    """A ``.env`` file in which every variable stands, commented out, at its default."""
+    return "".join(
+        f"# {row.help}{_otherwise(row)}\n# {row.variable}={row.default or ''}\n\n" for row in TABLE
+    )
+
+
+def _toml(row: Setting) -> str:
+    default = row.default or ""
+    return default if default.isdigit() else f'"{default}"'
+
+
+def _otherwise(row: Setting) -> str:
+    return f" Otherwise: {row.unset}." if row.unset not in {"", "-"} else ""

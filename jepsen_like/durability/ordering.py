@@ -118,6 +118,7 @@ class OrderingMonitor:
         self._streams: OrderedDict[str, Stream] = OrderedDict()
         self._inbound: OrderedDict[str, InboundStream] = OrderedDict()
         self._requests: OrderedDict[tuple[str, int, int], _Request] = OrderedDict()
+        self._handed_over: list[list[_Judged]] = []
         self.checked: Counter[str] = Counter()
         self.violations: list[str] = []
         self.violation_count = 0
@@ -140,6 +141,7 @@ class OrderingMonitor:
         except (WireError, HandshakeRefusedError) as error:
             judged = []
             self._violate(f"{stream}: what the node sends does not decode: {error}")
+        self._handed_over.append(judged)
         return lambda result: self._sent(found, data, judged, result)
 
     def received(self, stream: str, data: bytes) -> None:
@@ -159,6 +161,7 @@ class OrderingMonitor:
             self._violate(f"{stream}: bytes to a peer leave through {call}, unseen")
 
     def _sent(self, stream: Stream, data: bytes, judged: list[_Judged], result: int) -> None:
+        self._handed_over = [other for other in self._handed_over if other is not judged]
         if result <= 0:
             return
         stream.sent(data[:result])
@@ -262,6 +265,13 @@ class OrderingMonitor:
         return "" if inbound is None else inbound.peer
 
     # -- the verdict --------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """The node is dead. What it was handing to the kernel then may have gone out: it counts."""
+        for judged in self._handed_over:
+            for promise in judged:
+                self._count(promise)
+        self._handed_over = []
 
     def missing(self) -> list[str]:
         """What was not seen although the run is worth nothing without it."""

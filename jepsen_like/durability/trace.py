@@ -191,6 +191,7 @@ class TraceRun:
             loss = self._images.lose_power()
         violations, missing, checked, commits = list(self._images.faults), [], {}, 0
         if self._monitor is not None:
+            self._monitor.finish()
             violations += self._monitor.violations
             checked = dict(self._monitor.checked)
             missing = self._monitor.missing()

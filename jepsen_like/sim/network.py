@@ -91,3 +91,4 @@ class Network:
         self.drop = self.duplicate = 0.0
         self.heavy_tail = False
         self.delay_ms = min(self.delay_ms, delay_ms)
+        self.links.clear()  # a new connection does not wait behind what the old one still carries

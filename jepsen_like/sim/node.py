@@ -18,6 +18,7 @@ from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
 from raftcore.core.errors import PeerViolationError
 from raftcore.core.raft import Raft, Status
+from raftcore.core.replication import ASK_AGAIN_LIMIT
 from raftcore.core.types import NodeId, SnapshotMeta, WriteMark
 
 from jepsen_like.sim.disk import DurableImage, StoredSnapshot
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Durable writes that one transaction may join (group commit).
 GROUP_COMMIT = 8
+#: A reader goes away after this.
+READ_PATIENCE_NS = 1000 * MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +253,7 @@ class SimNode:
     def _check_bounds(self, status: Status) -> None:
         c = self.config
         for peer in status.peers:
-            # heartbeats probe beside a full window, up to as many again
-            within = peer.inflight_messages <= 2 * c.max_inflight_messages + 1
+            within = peer.inflight_messages <= c.max_inflight_messages + ASK_AGAIN_LIMIT
             require(within, "I20", f"{self.name} has {peer.inflight_messages} messages in flight")
         largest = self.cluster.options.entry_bytes + 64
         require(
@@ -442,15 +444,21 @@ class SimNode:
         if self.up and not self.paused:
             self._reads[read_id] = self.cluster.ghost.commit_index
             self.give(lambda now: ev.ReadRequested(now, read_id))
+            run = self.run
+            self.cluster.scheduler.after(READ_PATIENCE_NS, lambda: self._abandon(run, read_id))
+
+    def _abandon(self, run: int, read_id: int) -> None:
+        if self.run == run and self._reads.pop(read_id, None) is not None:
+            self.give(lambda now: ev.ReadAbandoned(now, read_id))
 
     def _released_read(self, effect: ef.ReadReleased) -> None:
-        floor = self._reads.pop(effect.read_id)
+        floor = self._reads.pop(effect.read_id, 0)  # 0: its reader has gone meanwhile
         self.cluster.ghost.read_served(self.name, self.machine.index, floor)
         self.cluster.count("reads served")
         self.reads_served += 1
 
     def _refused_read(self, effect: ef.ReadRefused) -> None:
-        del self._reads[effect.read_id]
+        self._reads.pop(effect.read_id, None)
         self.cluster.count("reads refused")
 
     def _note(self, effect: ef.Effect) -> None:

@@ -31,7 +31,7 @@ class SimOptions:
 
     nodes: int = 3
     learners: int = 0
-    duration_ms: int = 6000
+    duration_ms: int = 3000
     drop: float = 0.0
     duplicate: float = 0.0
     delay_ms: float = 2.0

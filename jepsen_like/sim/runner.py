@@ -199,9 +199,12 @@ class Run:
         """Whether a new write is acknowledged before leadership changes."""
         scheduler, counters = self.cluster.scheduler, self.cluster.counters
         before, term = counters["writes acknowledged"], leader.raft.term
+        refused = counters["writes refused"]
         self.token += 1
         leader.propose(self.token, b"after healing")
         while scheduler.now_ns < deadline_ns and self.cluster.leads(leader.name, term):
+            if counters["writes refused"] > refused:
+                return False
             scheduler.run_until(scheduler.now_ns + 10 * MS)
             if counters["writes acknowledged"] > before:
                 return True

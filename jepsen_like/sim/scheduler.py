@@ -67,10 +67,11 @@ class Worker:
         self._queue: list[Callable[[], None]] = []
         self._busy: list[Callable[[], None]] = []
         self._generation = 0
+        self._running = False
 
     def submit(self, job: Callable[[], None]) -> None:
         self._queue.append(job)
-        if not self._busy:
+        if not self._running:
             self._start()
 
     @property
@@ -80,20 +81,22 @@ class Worker:
     def abandon(self) -> list[Callable[[], None]]:
         """Forget everything; returns the jobs that were in progress."""
         self._generation += 1
+        self._running = False
         started, self._busy, self._queue = self._busy, [], []
         return started
 
     def _start(self) -> None:
         self._busy, self._queue = self._queue[: self._batch], self._queue[self._batch :]
-        if self._busy:
+        self._running = bool(self._busy)
+        if self._running:
             generation = self._generation
             self._scheduler.after(self._duration_ns(), lambda: self._finish(generation))
 
     def _finish(self, generation: int) -> None:
         if generation != self._generation:
             return
-        for job in self._busy:
-            job()
+        while self._busy:
+            self._busy.pop(0)()
             if generation != self._generation:
                 return  # the owner crashed in the middle
         self._start()

@@ -35,10 +35,11 @@ def heard_from_leader(s: CoreState, leader: NodeId) -> None:
 
 def become_follower(s: CoreState, term: int, leader: NodeId | None) -> None:
     """Follow in ``term``. The vote is cleared only if the term grows (rule 3)."""
-    if term > s.term:
+    new_term = term > s.term
+    if new_term:
         s.set_hard_state(term, None)
     if s.leadership is not None:
-        _end_leadership(s, s.leadership)
+        _end_leadership(s, s.leadership, new_term=new_term)
     if s.leader_id != leader:
         _refuse_remote_reads(s)
     if s.role is not Role.FOLLOWER:
@@ -49,7 +50,7 @@ def become_follower(s: CoreState, term: int, leader: NodeId | None) -> None:
     s.leader_id = leader
 
 
-def _end_leadership(s: CoreState, leadership: Leadership) -> None:
+def _end_leadership(s: CoreState, leadership: Leadership, *, new_term: bool) -> None:
     """Everything that belonged to the leadership ends with it (rule 50)."""
     for read in [*leadership.reads_before_commit, *leadership.reads]:
         if read.requester is None:
@@ -58,9 +59,9 @@ def _end_leadership(s: CoreState, leadership: Leadership) -> None:
             reply = ReadIndexReply(s.node_id, s.term, read.read_id, -1)
             s.send(read.requester, reply, WaitFor.HARD_STATE)
     if leadership.transfer is not None:
-        sent = leadership.transfer.timeout_now_sent
-        detail = "a new term began" if sent else "leadership was lost before the hand-over"
-        s.emit(TransferFinished(sent, leadership.transfer.target, detail))
+        succeeded = leadership.transfer.timeout_now_sent and new_term
+        detail = "a new term began" if succeeded else "leadership was lost before the hand-over"
+        s.emit(TransferFinished(succeeded, leadership.transfer.target, detail))
     s.leadership = None
 
 
@@ -76,11 +77,11 @@ def _refuse_remote_reads(s: CoreState) -> None:
 
 def on_election_timeout(s: CoreState) -> None:
     reset_election_timer(s)
-    if not s.is_voter or (s.incoming is not None and s.incoming.installing):
-        return
-    # A pre-candidate must forget its leader, or it would refuse others' pre-votes (rule 8).
+    # Forget the leader, or this node would refuse others' pre-votes for its sake (rule 8).
     s.leader_id = None
     _refuse_remote_reads(s)
+    if not s.is_voter or (s.incoming is not None and s.incoming.installing):
+        return
     s.role = Role.PRE_CANDIDATE
     s.candidacy = Candidacy({s.node_id: True})
     if vote_result(s.configuration, s.candidacy.votes) is VoteResult.WON:
@@ -120,6 +121,8 @@ def on_hard_state_durable(s: CoreState) -> None:
         assert s.candidacy is not None
         if s.node_id not in s.candidacy.votes:
             s.candidacy.votes[s.node_id] = True
+            # The requests leave only now: a slow disk must not eat the round's time (rule 12).
+            reset_election_timer(s)
             _count_votes(s)
 
 
@@ -208,7 +211,10 @@ def on_vote_request(s: CoreState, m: VoteRequest) -> None:
     if s.role is Role.LEADER or not free or not up_to_date(s, m):
         refuse_vote(s, m)
         return
-    s.set_hard_state(s.term, m.sender)
+    if s.role is Role.PRE_CANDIDATE:
+        become_follower(s, s.term, None)  # it has a candidate to wait for now
+    if s.vote is None:
+        s.set_hard_state(s.term, m.sender)
     reset_election_timer(s)
     s.send(m.sender, VoteReply(s.node_id, s.term, granted=True), WaitFor.HARD_STATE)
 

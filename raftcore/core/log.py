@@ -190,6 +190,15 @@ class RaftLog:
         self._slice = (first, stop - start, max_bytes, found)
         return found
 
+    def check_read(self, first: int, entries: tuple[Entry, ...]) -> None:
+        """Entries read from storage must be those of this log, from ``first`` on (rule 29)."""
+        for index, entry in enumerate(entries, start=first):
+            if entry.index != index or entry.term != self.term_at(index):
+                raise InvariantError(
+                    f"storage gave ({entry.index}, {entry.term}) for index {index}, whose term is "
+                    f"{self.term_at(index)}"
+                )
+
     def _evict(self) -> None:
         """Forget the oldest cached entries beyond the limit, never one that is not durable."""
         drop = 0

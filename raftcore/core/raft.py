@@ -6,12 +6,11 @@ Reading order: ``types``, ``messages``, ``events``, ``effects``; then ``state`` 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raftcore.core import election, reads, replication, snapshots, transfer
+from raftcore.core import election, reads, replication, snapshots, transfer, validation
 from raftcore.core import events as ev
 from raftcore.core import messages as msg
 from raftcore.core.config import MS, CoreConfig
@@ -26,7 +25,6 @@ from raftcore.core.log import RaftLog
 from raftcore.core.membership import ConfigurationStack
 from raftcore.core.state import CoreState, Leadership, Role, WaitFor
 from raftcore.core.types import (
-    MAX_TERM,
     Configuration,
     Entry,
     EntryType,
@@ -35,6 +33,9 @@ from raftcore.core.types import (
     Position,
     SnapshotMeta,
 )
+
+if TYPE_CHECKING:
+    import random
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,11 @@ class Raft:
             raise InvariantError(
                 f"{committed} was committed or applied, but the log ends at {recovered.last_index}"
             )
+        if recovered.applied < recovered.first_index - 1:
+            raise InvariantError(
+                f"the log begins at {recovered.first_index}, but the state machine stands at "
+                f"{recovered.applied}"
+            )
         log = RaftLog(
             first_index=recovered.first_index,
             last_index=recovered.last_index,
@@ -141,7 +147,7 @@ class Raft:
         if s.voters() == [s.node_id]:
             s.election_deadline_ns = now_ns  # nobody to wait for (rule 13)
         self._s = s
-        self._failed: InvariantError | None = None
+        self._failed: Exception | None = None
 
     # -- the entry point ------------------------------------------------------------------------
 
@@ -151,7 +157,8 @@ class Raft:
         Raises:
             MisuseError: the driver broke the contract; nothing changed.
             PeerViolationError: the message was impossible; it had no effect.
-            InvariantError: the node must stop. Every later step raises it again.
+            InvariantError: the node must stop. Every later step raises it again; so it is with any
+                other exception.
         """
         s = self._s
         if self._failed is not None:
@@ -165,10 +172,15 @@ class Raft:
         try:
             handler(s, event)
             self._settle()
-        except InvariantError as error:
+            return s.flush()
+        except (MisuseError, PeerViolationError) as error:
+            if s.staged:  # what is refused must have no effect
+                self._failed = error
+            raise
+        except Exception as error:
+            # Whatever it was, it left the state between two valid ones: never go on from there.
             self._failed = error
             raise
-        return s.flush()
 
     @property
     def next_deadline_ns(self) -> int:
@@ -410,10 +422,7 @@ def _on_peer_unreachable(s: CoreState, event: ev.PeerUnreachable) -> None:
 
 def _on_message(s: CoreState, event: ev.MessageReceived) -> None:
     m = event.message
-    if m.sender == s.node_id or not 0 <= m.term <= MAX_TERM:
-        raise PeerViolationError(f"a message of {m.sender} in term {m.term} can not be")
-    if isinstance(m, msg.AppendRequest):
-        replication.check_contiguous(m)
+    validation.check(s, m)
     if isinstance(m, msg.VoteRequest):
         _on_any_vote_request(s, m)
         return
@@ -466,8 +475,6 @@ def _heard_from_peer(s: CoreState, leadership: Leadership, m: Any) -> None:
     progress = leadership.progress.get(m.sender)
     if progress is None:
         return
-    if m.read_counter > leadership.read_counter:
-        raise PeerViolationError(f"{m.sender} echoes a read round that never was")
     progress.last_contact_ns = s.now_ns
     progress.read_counter = max(progress.read_counter, m.read_counter)
 
@@ -497,6 +504,14 @@ def _replies(
     return handler
 
 
+def _on_snapshot_reply(s: CoreState, leadership: Leadership, m: msg.SnapshotReply) -> None:
+    progress = leadership.progress.get(m.sender)
+    if progress is not None:
+        snapshots.on_reply(s, progress, m)
+        # The next chunk, or the entries after the snapshot, without waiting for a heartbeat.
+        replication.send_append(s, leadership, m.sender, progress)
+
+
 def _on_timeout_now(s: CoreState, _m: msg.TimeoutNow) -> None:
     transfer.on_timeout_now(s)
 
@@ -508,7 +523,7 @@ _MESSAGES: dict[type[msg.Message], Callable[[CoreState, Any], None]] = {
     msg.Heartbeat: _leaders(replication.on_heartbeat),
     msg.HeartbeatReply: _replies(replication.on_heartbeat_reply),
     msg.SnapshotChunk: _leaders(snapshots.on_chunk),
-    msg.SnapshotReply: _replies(snapshots.on_reply),
+    msg.SnapshotReply: _replies(_on_snapshot_reply),
     msg.TimeoutNow: _leaders(_on_timeout_now),
     msg.ReadIndexRequest: reads.on_read_index_request,
     msg.ReadIndexReply: reads.on_read_index_reply,

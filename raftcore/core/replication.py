@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from raftcore.core import snapshots
 from raftcore.core.effects import Apply, ReadEntries
-from raftcore.core.errors import MisuseError, PeerViolationError
+from raftcore.core.errors import InvariantError
 from raftcore.core.messages import AppendReply, AppendRequest, Heartbeat, HeartbeatReply
 from raftcore.core.progress import InFlight, Progress, ProgressState
 from raftcore.core.quorum import quorum_value
@@ -17,6 +17,8 @@ from raftcore.core.types import Entry, NodeId
 
 #: A probe carries entries only up to this size: it is repeated until answered.
 PROBE_BYTES = 16 << 10
+#: Heartbeats that may find something unanswered before all that is in flight counts as lost.
+ASK_AGAIN_LIMIT = 16
 
 # -- the leader's side --------------------------------------------------------------------------
 
@@ -115,17 +117,17 @@ def on_entries_read(
             continue
         progress.reading = None
         prev_term = s.log.term_at(progress.next_index - 1)
-        if not entries or prev_term is None:
+        if prev_term is None:
             # Compacted while being read: only a snapshot can help.
-            if progress.next_index < s.log.first_index:
-                snapshots.begin_feed(s, peer, progress)
+            snapshots.begin_feed(s, peer, progress)
             return
-        if entries[0].index != progress.next_index:
-            raise MisuseError(
-                f"read from {progress.next_index} was asked for, {entries[0].index} was given"
-            )
-        _send_entries(s, leadership, peer, progress, prev_term, entries)
-        send_append(s, leadership, peer, progress)
+        if entries:
+            # An acknowledgement may have moved the peer on while its entries were being read.
+            s.log.check_read(entries[0].index, entries)
+            entries = entries[max(progress.next_index - entries[0].index, 0) :]
+        if entries and entries[0].index == progress.next_index:
+            _send_entries(s, leadership, peer, progress, prev_term, entries)
+            send_append(s, leadership, peer, progress)
         return
 
 
@@ -134,8 +136,6 @@ def on_append_reply(s: CoreState, leadership: Leadership, m: AppendReply) -> Non
     progress = leadership.progress.get(m.sender)
     if progress is None:
         return
-    if m.sequence > leadership.sequence or m.match_index > s.log.last_index:
-        raise PeerViolationError(f"{m.sender} answers what was never sent")
     request = progress.find(m.sequence)
     if m.success:
         progress.forget_through(m.sequence)
@@ -176,18 +176,26 @@ def on_heartbeat_reply(s: CoreState, leadership: Leadership, m: HeartbeatReply) 
     progress = leadership.progress.get(m.sender)
     if progress is None:
         return
-    if progress.state is ProgressState.PROBE:
-        progress.inflight.clear()
-        progress.inflight_bytes = 0
-    elif progress.state is ProgressState.REPLICATE and progress.inflight:
-        last = progress.inflight[-1]
-        if last.prev_index != last.last_index and progress.reading is None:
-            # An empty append after everything that was sent: answered with a rejection if the
-            # connection lost something before it, with an acknowledgement if not.
-            prev_term = s.log.term_at(progress.next_index - 1)
-            if prev_term is not None:
-                _send_entries(s, leadership, m.sender, progress, prev_term, ())
+    if progress.inflight and progress.state is not ProgressState.SNAPSHOT:
+        _ask_again(s, leadership, m.sender, progress)
     send_append(s, leadership, m.sender, progress)
+
+
+def _ask_again(s: CoreState, leadership: Leadership, peer: NodeId, progress: Progress) -> None:
+    """Something is unanswered, perhaps lost: one more empty append after all that was sent.
+
+    A rejection tells that the connection lost something before it, an acknowledgement that it did
+    not. What is in flight stays named meanwhile, so that with a round trip longer than a heartbeat
+    an answer still finds its request. When many of these stay unanswered, all counts as lost.
+    """
+    if len(progress.inflight) >= s.config.max_inflight_messages + ASK_AGAIN_LIMIT:
+        progress.become_probe()
+        return
+    prev_term = s.log.term_at(progress.next_index - 1)
+    if prev_term is None:
+        progress.become_probe()  # compacted meanwhile: from what is proven, or a snapshot
+    elif progress.reading is None:
+        _send_entries(s, leadership, peer, progress, prev_term, ())
 
 
 def announce_commit(s: CoreState, leadership: Leadership) -> None:
@@ -213,15 +221,6 @@ def advance_commit(s: CoreState, leadership: Leadership) -> None:
 # -- the follower's side ------------------------------------------------------------------------
 
 
-def check_contiguous(m: AppendRequest) -> None:
-    """Entry k has index prev + 1 + k, and terms never fall; before anything changes (rule 29)."""
-    term = m.prev_term
-    for offset, entry in enumerate(m.entries):
-        if entry.index != m.prev_index + 1 + offset or not term <= entry.term <= m.term:
-            raise PeerViolationError(f"{m.sender} sent entries that do not continue each other")
-        term = entry.term
-
-
 def on_append_request(s: CoreState, m: AppendRequest) -> None:
     """A request of the current term's leader; contact has been noted already."""
     if s.incoming is not None and s.incoming.installing:
@@ -230,6 +229,7 @@ def on_append_request(s: CoreState, m: AppendRequest) -> None:
     verified = m.prev_index + len(m.entries)
     if m.prev_index < s.log.committed:
         # Up to the commit index both logs are equal by leader completeness (rules 26, 27).
+        _check_committed(s, m)
         entries = m.entries[s.log.committed - m.prev_index :]
         verified = max(verified, s.log.committed)
     elif s.log.term_at(m.prev_index) == m.prev_term:
@@ -243,6 +243,17 @@ def on_append_request(s: CoreState, m: AppendRequest) -> None:
         s.node_id, s.term, True, verified, 0, 0, m.sequence, m.read_counter
     )  # fmt: skip
     s.send(m.sender, reply, WaitFor.EVERYTHING)
+
+
+def _check_committed(s: CoreState, m: AppendRequest) -> None:
+    """A leader whose log differs from ours at or below our commit index is wrong (rule 21)."""
+    positions = [(m.prev_index, m.prev_term)] + [(entry.index, entry.term) for entry in m.entries]
+    for index, term in positions[: s.log.committed - m.prev_index + 1]:
+        if s.log.term_at(index) not in (None, term):
+            raise InvariantError(
+                f"{m.sender} has term {term} at the committed index {index}, this node has "
+                f"{s.log.term_at(index)}"
+            )
 
 
 def _append_from_leader(s: CoreState, entries: tuple[Entry, ...]) -> None:
@@ -298,11 +309,9 @@ def on_entries_to_apply(s: CoreState, entries: tuple[Entry, ...]) -> None:
     s.reading_to_apply = None
     if s.incoming is not None and s.incoming.installing:
         return
-    first, last = s.log.applicable()
-    entries = tuple(entry for entry in entries if first <= entry.index <= last)
+    first, _ = s.log.applicable()
     if not entries:
-        return
-    if entries[0].index != first:
-        raise MisuseError(f"entries to apply begin at {entries[0].index}, not at {first}")
+        raise InvariantError(f"storage has lost the committed entry {first}")
+    s.log.check_read(first, entries)
     s.log.handed = entries[-1].index
     s.emit(Apply(entries))

@@ -12,7 +12,7 @@ from raftcore.core.effects import (
     ReadSnapshotChunk,
     StoreSnapshotChunk,
 )
-from raftcore.core.errors import InvariantError, PeerViolationError
+from raftcore.core.errors import InvariantError
 from raftcore.core.events import (
     SnapshotChunkRead,
     SnapshotChunkStored,
@@ -76,17 +76,13 @@ def on_chunk_read(s: CoreState, leadership: Leadership, event: SnapshotChunkRead
     s.send(event.to, chunk, WaitFor.NOTHING)
 
 
-def on_reply(s: CoreState, leadership: Leadership, m: SnapshotReply) -> None:
-    progress = leadership.progress.get(m.sender)
-    if progress is None:
-        return
-    if m.sequence > leadership.sequence or m.index > s.log.last_index:
-        raise PeerViolationError(f"{m.sender} answers what was never sent")
+def on_reply(s: CoreState, progress: Progress, m: SnapshotReply) -> None:
+    """The peer says how far it is; the caller goes on sending."""
     if m.installed:
         progress.acknowledge(m.index)
         check_caught_up(s, progress)
     elif progress.feed is not None and m.index == progress.feed.meta.index:
-        progress.feed.offset = min(m.next_offset, progress.feed.meta.size_bytes)
+        progress.feed.offset = max(0, min(m.next_offset, progress.feed.meta.size_bytes))
         progress.feed.waiting_since_ns = None
 
 
@@ -111,11 +107,11 @@ def on_chunk(s: CoreState, m: SnapshotChunk) -> None:
     if incoming is not None and (incoming.storing or incoming.installing):
         return
     if incoming is None or incoming.meta != m.meta:
-        incoming = s.incoming = IncomingSnapshot(m.meta, m.sender)
-    incoming.leader = m.sender
+        if incoming is not None and incoming.term == m.term and m.meta.index < incoming.meta.index:
+            return  # a late chunk of a snapshot that the same leader has given up (rule 45)
+        incoming = s.incoming = IncomingSnapshot(m.meta, m.sender, m.term)
+    incoming.leader, incoming.term = m.sender, m.term
     incoming.sequence, incoming.read_counter = m.sequence, m.read_counter
-    if m.offset + len(m.data) > m.meta.size_bytes or not m.data:
-        raise PeerViolationError(f"{m.sender} sent snapshot bytes beyond the snapshot's size")
     if m.offset != incoming.next_offset:
         _progress(s, incoming)
         return
@@ -140,10 +136,8 @@ def on_installed(s: CoreState, event: SnapshotInstalled) -> None:
         raise InvariantError("a snapshot was installed that was not being received")
     s.incoming = None
     if not event.ok:
-        _reply(
-            s, incoming.leader, event.meta.index, 0,
-            incoming.sequence, incoming.read_counter, installed=False,
-        )  # fmt: skip
+        incoming.next_offset = 0
+        _progress(s, incoming)
         return
     s.reading_to_apply = None
     if s.log.restore(event.meta):
@@ -151,17 +145,17 @@ def on_installed(s: CoreState, event: SnapshotInstalled) -> None:
     else:
         s.configurations = ConfigurationStack(event.meta.index, event.meta.configuration)
         s.emit(ConfigurationChanged(event.meta.configuration, event.meta.index))
-    _reply(
-        s, incoming.leader, event.meta.index, 0,
-        incoming.sequence, incoming.read_counter, installed=True,
-    )  # fmt: skip
+    _progress(s, incoming, installed=True)
 
 
-def _progress(s: CoreState, incoming: IncomingSnapshot) -> None:
-    _reply(
-        s, incoming.leader, incoming.meta.index, incoming.next_offset,
-        incoming.sequence, incoming.read_counter, installed=False,
-    )  # fmt: skip
+def _progress(s: CoreState, incoming: IncomingSnapshot, *, installed: bool = False) -> None:
+    """Tell the leader, unless its term is over: to another leadership the answer's sequence would
+    name something else (rule 24). A new leader learns it from the answer to its own chunk."""
+    if incoming.term == s.term:
+        _reply(
+            s, incoming.leader, incoming.meta.index, incoming.next_offset,
+            incoming.sequence, incoming.read_counter, installed=installed,
+        )  # fmt: skip
 
 
 def _reply(
@@ -174,8 +168,6 @@ def _reply(
     *,
     installed: bool,
 ) -> None:
-    if to == s.node_id:
-        return
     reply = SnapshotReply(
         s.node_id, s.term, index, next_offset, installed, sequence, read_counter
     )  # fmt: skip

@@ -7,10 +7,10 @@ what each send waits for, is decided here and nowhere else.
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from raftcore.core.config import MS, CoreConfig
 from raftcore.core.effects import (
@@ -20,6 +20,7 @@ from raftcore.core.effects import (
     Persist,
     Send,
 )
+from raftcore.core.errors import MisuseError
 from raftcore.core.log import RaftLog
 from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter
 from raftcore.core.messages import Message
@@ -33,6 +34,9 @@ from raftcore.core.types import (
     SnapshotMeta,
     WriteMark,
 )
+
+if TYPE_CHECKING:
+    import random
 
 
 class Role(Enum):
@@ -102,6 +106,7 @@ class IncomingSnapshot:
 
     meta: SnapshotMeta
     leader: NodeId
+    term: int  #: in which the leader sent the newest chunk
     next_offset: int = 0
     storing: bool = False
     installing: bool = False
@@ -210,6 +215,8 @@ class CoreState:
             self.emit(ConfigurationChanged(configurations.current, configurations.current_index))
 
     def write_durable(self, mark: WriteMark) -> None:
+        if mark.sequence >= self._next_mark:
+            raise MisuseError(f"write {mark.sequence} was never issued")
         self.log.write_durable(mark)
         if self._hard_mark is not None and self._hard_mark.sequence <= mark.sequence:
             self._hard_mark = None
@@ -223,6 +230,12 @@ class CoreState:
         return self.next_request_id
 
     # -- leaving --------------------------------------------------------------------------------
+
+    @property
+    def staged(self) -> bool:
+        """Whether the event being handled has had any effect so far."""
+        changed = self._hard_state_changed or self._truncate_from is not None
+        return bool(changed or self._effects or self._sends or self._new_entries)
 
     def flush(self) -> list[Effect]:
         """All effects of the event just handled: what to persist first, then what to send."""

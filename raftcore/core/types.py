@@ -14,6 +14,8 @@ NodeId = str
 #: Terms and indexes are bounded so that one hostile number cannot pin a cluster (rule 15).
 MAX_TERM = 2**62
 MAX_INDEX = 2**62
+#: No cluster holds this many elections while one member is away.
+MAX_TERM_JUMP = 2**32
 
 
 class EntryType(IntEnum):

@@ -92,14 +92,19 @@ class ReaderGuard:
 
 
 class WriterThread:
-    """Asserts that writer calls come from one thread and never from an event loop's (rule O9)."""
+    """Asserts that writer calls come from one thread and never from an event loop's (rule O9).
 
-    def __init__(self) -> None:
+    A store that never blocks may allow the loop's own thread, which simulations need.
+    """
+
+    def __init__(self, *, allow_loop_thread: bool = False) -> None:
         self._ident: int | None = None
+        self._allow_loop_thread = allow_loop_thread
 
     def check(self) -> None:
         """Bind to the first caller's thread; refuse any other."""
-        assert not on_loop_thread(), "a blocking store call on an event loop's thread"
+        loop_is_fine = self._allow_loop_thread or not on_loop_thread()
+        assert loop_is_fine, "a blocking store call on an event loop's thread"
         ident = threading.get_ident()
         if self._ident is None:
             self._ident = ident

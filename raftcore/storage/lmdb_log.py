@@ -283,11 +283,15 @@ class LmdbLog:
     def snapshot_records(self, meta: SnapshotMeta) -> Iterator[bytes]:
         """See :meth:`LogStorage.snapshot_records`.
 
+        Where our own snapshot of a place came before the leader's, ours is read: the bytes differ,
+        the state does not.
+
         Raises:
             LogCorruptError: the file does not verify; final.
         """
         with self._transactions.final("reading a snapshot"):
-            yield from self._snapshots.records(meta)
+            known = self._snapshots.finished.get((meta.index, meta.term), meta)
+            yield from self._snapshots.records(known)
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -343,9 +347,8 @@ class LmdbLog:
     def begin_snapshot(
         self, index: int, term: int, chain: bytes, configuration: Configuration
     ) -> FileSnapshotWriter:
-        """See :meth:`LogStorage.begin_snapshot`; ``index`` lies above the snapshot in force."""
+        """See :meth:`LogStorage.begin_snapshot`. One overtaken by a newer is not adopted later."""
         self._transactions.check()
-        assert index > self._shape.snapshot_index, "a snapshot that is not newer"
         header = SnapshotHeader(index, term, chain, configuration)
         return FileSnapshotWriter(
             self._snapshots, header, self._transactions.guard("writing a snapshot")
@@ -370,9 +373,8 @@ class LmdbLog:
             return self._settle_snapshots()
 
     def receive_snapshot(self, meta: SnapshotMeta) -> FileSnapshotReceiver:
-        """See :meth:`LogStorage.receive_snapshot`; ``meta`` lies above the snapshot in force."""
+        """See :meth:`LogStorage.receive_snapshot`. One overtaken by a newer changes nothing."""
         self._transactions.check()
-        assert meta.index > self._shape.snapshot_index, "a snapshot that is not newer"
         return FileSnapshotReceiver(
             self._snapshots, meta, self._transactions.guard("receiving a snapshot")
         )

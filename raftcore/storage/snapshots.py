@@ -53,7 +53,7 @@ class SnapshotDirectory:
         return self.path / f"{index}-{term}.snap"
 
     def unfinished(self, path: Path, suffix: str) -> Path:
-        """A name for a file being written, never used twice: a late abort hits its own file only."""
+        """A name for a file being written, never used twice: a late abort hits only its own."""
         return path.with_name(f"{path.name}.{next(self._numbers)}.{suffix}")
 
     def positions(self) -> list[tuple[int, int]]:

@@ -300,12 +300,28 @@ class StorageConformance:
         storage.adopt_snapshot(take_snapshot(storage, 4, []))
         assert self.reopen(storage).load().configurations == ((6, CONFIGURATION),)
 
-    def test_a_snapshot_that_is_not_newer_is_refused(self) -> None:
-        storage, meta = self._with_snapshot(5, 9)
-        with refused_by_assertion():
-            storage.begin_snapshot(5, 2, meta.chain, CONFIGURATION)
-        with refused_by_assertion():
-            storage.receive_snapshot(meta)
+    def test_a_snapshot_overtaken_while_it_was_written_changes_nothing(self) -> None:
+        storage = self.create()
+        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
+        writer = storage.begin_snapshot(5, 2, storage.chain_at(5), CONFIGURATION)
+        begin_term(storage, 3)
+        newer, raw = make_snapshot(50, 3, b"c" * 32, [b"newer"])
+        assert receive(storage, newer, raw)
+        storage.install_snapshot(newer)
+        storage.adopt_snapshot(writer.finish())
+        late = storage.begin_snapshot(6, 2, bytes(32), CONFIGURATION)
+        storage.adopt_snapshot(late.finish())
+        assert self.reopen(storage).load().snapshot == newer
+
+    def test_a_snapshot_overtaken_while_it_arrived_changes_nothing(self) -> None:
+        storage, own = self._with_snapshot(5, 9)
+        for index in (4, 5):
+            meta, raw = make_snapshot(index, 2, storage.chain_at(index), [b"leader's"])
+            assert receive(storage, meta, raw)
+            storage.install_snapshot(meta)
+            assert storage.newest_snapshot() == own
+        assert list(storage.snapshot_records(meta)) == [b"state 5"]
+        assert self.reopen(storage).load().snapshot == own
 
     # -- compaction -----------------------------------------------------------------------------
 

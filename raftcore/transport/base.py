@@ -23,7 +23,11 @@ class Receiver(Protocol):
         ...
 
     async def on_request(self, sender: NodeId, payload: bytes) -> bytes:
-        """Answer an application request from a member. Exceptions reach the caller as refusals."""
+        """Answer an application request from a member.
+
+        A RefusedError reaches the caller as one, with its code. After any other exception the
+        caller is told that the outcome is unknown: nobody can say how far the work had come.
+        """
         ...
 
 

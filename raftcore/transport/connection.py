@@ -73,8 +73,10 @@ class FramedConnection(asyncio.Protocol, ABC):
 
     def violation(self, error: PeerViolationError) -> None:
         """What came in is nonsense: count, say so, and hang up."""
-        self.context.stats.bad_frames += 1
-        log.warning("closing the connection with %s: %s", self.name, error)
+        stats = self.context.stats
+        stats.bad_frames += 1
+        if worth_a_line(stats.bad_frames):
+            log.warning("closing the connection with %s: %s", self.name, error)
         self.abort()
 
     @property
@@ -217,6 +219,11 @@ def _tune(sock: socket.socket, stall_timeout_s: float) -> None:
     ):
         if hasattr(socket, option):  # these four are Linux
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def worth_a_line(count: int) -> bool:
+    """Whether the ``count``-th event of a kind is logged: a flood must not flood the log."""
+    return count & (count - 1) == 0
 
 
 def unexpected(frame: Frame) -> PeerViolationError:

@@ -9,7 +9,7 @@ from raftcore.core.errors import PeerViolationError
 from raftcore.core.types import NodeId
 from raftcore.errors import NotLeaderError, OutcomeUnknownError, OverloadedError, RefusedError
 from raftcore.transport.base import Receiver
-from raftcore.transport.connection import Context, FramedConnection, log, unexpected
+from raftcore.transport.connection import Context, FramedConnection, log, unexpected, worth_a_line
 from raftcore.transport.framing import Frame, FrameKind, encode_frame
 from raftcore.transport.handshake import (
     MAX_HELLO_BYTES,
@@ -83,8 +83,10 @@ class InboundConnection(FramedConnection):
 
     def refuse(self, error: HandshakeRefusedError) -> None:
         """Say why, hang up, count. Nothing of the stranger was looked at."""
-        self.context.stats.refused[str(error.code)] += 1
-        log.warning("refused a connection from %s: %s: %s", self.name, error.code, error)
+        refused = self.context.stats.refused
+        refused[str(error.code)] += 1
+        if worth_a_line(refused[str(error.code)]):
+            log.warning("refused a connection from %s: %s: %s", self.name, error.code, error)
         self.write_now(encode_frame(FrameKind.REFUSE, encode_refusal(error)))
         self._stop_hello_timer()
         self.close()

@@ -98,8 +98,11 @@ class TcpTransport:
             host,
             port,
             reuse_address=True,
+            start_serving=False,
         )
+        # From here on close() finds what there is to close, also when we are cancelled just now.
         self._context = context
+        await self._server.start_serving()
         self.configure(self._configuration)
 
     def configure(self, configuration: Configuration) -> None:

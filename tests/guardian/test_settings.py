@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from guardian.settings import (
     Settings,
     SettingsError,
     describe,
+    example_env,
+    example_toml,
     load_settings,
     parse_host_port,
     settings_options,
@@ -272,6 +275,22 @@ def test_typing_errors_in_variable_names_are_found() -> None:
 def test_the_reference_lists_every_variable() -> None:
     reference = settings_reference()
     assert all(f"`{row.variable}`" in reference for row in TABLE)
+
+
+def test_the_example_file_says_the_defaults(tmp_path: Path) -> None:
+    lines = example_toml().splitlines()
+    active = [line[2:] for line in lines if " = " in line and not line.endswith('= ""')]
+    file = tmp_path / "guardian.toml"
+    file.write_text("\n".join(active))
+    assert len(active) > 20
+    assert load_settings(environ={}, config_file=str(file)) == load_settings(environ={})
+
+
+def test_the_example_environment_says_the_defaults() -> None:
+    lines = [line[2:] for line in example_env().splitlines() if re.match(r"# [A-Z_]+=", line)]
+    assert [line.partition("=")[0] for line in lines] == [row.variable for row in TABLE]
+    environ = dict(line.split("=", 1) for line in lines)
+    assert load_settings(environ=environ) == load_settings(environ={})
 
 
 def show_command() -> click.Command:

@@ -365,15 +365,13 @@ class EmbeddedPostgres:
         path = self._directory / "run"
         if len(os.fsencode(path / ".s.PGSQL.65535")) > _SOCKET_PATH_BYTES:
             name = hashlib.sha256(os.fsencode(self._directory)).hexdigest()[:16]
-            parents = [Path(tempfile.gettempdir()), Path("/tmp")]  # noqa: S108 - see below
-            usable = [
-                parent
-                for parent in parents
-                if len(os.fsencode(parent)) < 50 and reachable(parent, identity.file_uid)
-            ]
-            if not usable:
-                raise EmbeddedPostgresError("no directory has a path short enough for a socket")
-            path = usable[0] / f"guardian-pg-{name}"
+            parent = Path(tempfile.gettempdir())
+            if len(os.fsencode(parent)) > 50 or not reachable(parent, identity.run_uid):
+                raise EmbeddedPostgresError(
+                    "the data directory's path is too long for a socket, and the directory for "
+                    "temporary files can not take it either: set TMPDIR or use a shorter path"
+                )
+            path = parent / f"guardian-pg-{name}"
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
         ours = (os.geteuid(), identity.file_uid, identity.run_uid)

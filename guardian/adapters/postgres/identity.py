@@ -8,10 +8,10 @@ not ours:
     The server runs as ``nobody``. Needs every directory above its files to be open to others.
 ``user_namespace``
     The server sees itself as ``nobody`` in a user namespace of its own while its files stay
-    root's. Works below ``/root``; containers often forbid it.
+    root's. Works below closed directories; containers often forbid it.
 ``capability``
     The server runs as ``nobody`` with the one capability to pass closed directories. Works below
-    ``/root`` in a container.
+    closed directories in a container, too.
 
 All of it happens in the child between fork and exec, through functions resolved before the fork.
 """

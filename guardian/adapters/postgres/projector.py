@@ -35,6 +35,15 @@ _POLL_S = 5.0
 #: how long the loser of a race leaves the field to the winner before it looks again
 _LOST_PAUSE_S = 2.0
 
+#: kinds of revisions, by the names that the API has for them
+_KINDS = {
+    ChangeKind.CONFIG_CREATED: "create",
+    ChangeKind.CONFIG_UPDATED: "update",
+    ChangeKind.CONFIG_ROLLED_BACK: "rollback",
+    ChangeKind.CONFIG_DELETED: "delete",
+}
+assert set(_KINDS) == CONFIG_KINDS
+
 _UPSERT_CONFIG = """
 INSERT INTO configs (project_id, key, schema_id, schema_version, version, revision, content,
                      content_json, digest, updated_by, updated_at_ms)
@@ -307,7 +316,7 @@ def _values(change: Change) -> dict[str, object]:
         "key": change.key,
         "version": change.version,
         "revision": change.revision,
-        "kind": change.kind.value.removeprefix("config_"),
+        "kind": _KINDS[change.kind],
         "schema_id": change.schema_id,
         "schema_version": change.schema_version,
         "content": None if change.content is None else _text(change.content),

@@ -27,6 +27,7 @@ _REQUIRED = ("exp", "iat", "sub", "jti", "aud", "iss", "typ", "adm")
 _ACCESS = "access"
 #: far above what is issued here, far below what costs anything to refuse
 _MAX_TOKEN_CHARS = 4096
+_MAX_TIME_S = 1 << 40
 _HEADER_FIELDS = frozenset({"alg", "typ", "kid"})
 
 
@@ -94,10 +95,9 @@ class JwtTokens:
         except (jwt.PyJWTError, ValueError, OverflowError, RecursionError, TypeError):
             # what a hostile header or claim makes of the parser, besides PyJWT's own errors
             raise Problem("invalid_token") from None
-        subject, is_admin = claims["sub"], claims["adm"]
-        if claims["typ"] != _ACCESS or not isinstance(is_admin, bool) or not subject:
+        if not _well_shaped(claims):
             raise Problem("invalid_token")
-        return AccessClaims(user_id=subject, is_admin=is_admin)
+        return AccessClaims(user_id=claims["sub"], is_admin=claims["adm"])
 
     def _decode(self, token: str) -> dict[str, Any]:
         header = self._header(token)
@@ -131,6 +131,16 @@ class JwtTokens:
         if not isinstance(header["kid"], str):
             raise jwt.InvalidTokenError("kid is not a string")
         return header
+
+
+def _well_shaped(claims: dict[str, Any]) -> bool:
+    """What PyJWT lets pass: numbers in strings, fractions and truths as times, empty names."""
+    return (
+        claims["typ"] == _ACCESS
+        and type(claims["adm"]) is bool
+        and all(type(claims[name]) is int and claims[name] < _MAX_TIME_S for name in ("exp", "iat"))
+        and all(type(claims[name]) is str and claims[name] for name in ("sub", "jti"))
+    )
 
 
 def _wall_clock_s() -> int:

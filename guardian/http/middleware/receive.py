@@ -11,9 +11,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 from aiohttp.web_protocol import RequestPayloadError
 
-from guardian.domain.documents import BODY_LIMITS, JsonLimits
+from guardian.domain.documents import BODY_LIMITS, CONTENT_LIMITS, JsonLimits
 from guardian.domain.problems import Problem
-from guardian.http.decoding import decode_body
+from guardian.http.decoding import BodyLimits, decode_body
 from guardian.http.endpoints import Query
 from guardian.http.exchange import BODY, ENVIRONMENT, Environment
 from guardian.http.parameters import flag
@@ -54,10 +54,13 @@ def leader_location(request: web.Request, environment: Environment) -> str | Non
     return f"http://{address}{request.rel_url.raw_path_qs}"
 
 
-def _limits(environment: Environment) -> JsonLimits:
-    """Bounds on the body as a whole; a config's content has its own, tighter ones."""
-    members = environment.settings.content_members + 100
-    return JsonLimits(BODY_LIMITS.depth, members, BODY_LIMITS.too_deep)
+def _limits(environment: Environment) -> BodyLimits:
+    settings = environment.settings
+    members = settings.content_members
+    return BodyLimits(
+        body=JsonLimits(BODY_LIMITS.depth, members + 100, BODY_LIMITS.too_deep),
+        content=JsonLimits(settings.content_depth, members, CONTENT_LIMITS.too_deep),
+    )
 
 
 def _check_encoding(request: web.Request) -> None:

@@ -34,9 +34,11 @@ class Throttle:
 
         @web.middleware
         async def throttle(request: web.Request, handler: Handler) -> web.StreamResponse:
-            forwarded = request.headers.get("X-Forwarded-For") if self._proxies else None
-            client = client_of(remote_address(request.remote or "", forwarded, self._proxies))
-            request[CLIENT] = client
+            address = request.remote or ""
+            if self._proxies:
+                hops = ",".join(request.headers.getall("X-Forwarded-For", ()))
+                address = remote_address(address, hops, self._proxies)
+            client = request[CLIENT] = client_of(address)
             endpoint = request.app[ENVIRONMENT].endpoints.get(request.match_info.route)
             if endpoint is None or endpoint.is_api:
                 _admit(self._addresses, client)

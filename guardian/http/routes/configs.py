@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
 from aiohttp import web
 
-from guardian.domain.documents import JsonLimits, check_limits
 from guardian.http import bodies, shapes
 from guardian.http.exchange import Exchange, Handler, page_shape, path_number
 from guardian.http.parameters import expected_in_query
@@ -28,7 +26,7 @@ async def create_config(exchange: Exchange) -> web.Response:
         exchange.path("project_id"),
         body.key,
         body.schema_id,
-        _content(exchange, body.content),
+        bytes(body.content),
         exchange.call(),
     )
     config = written.value
@@ -50,7 +48,7 @@ async def update_config(exchange: Exchange) -> web.Response:
         exchange.principal,
         exchange.path("project_id"),
         exchange.path("key"),
-        _content(exchange, body.content),
+        bytes(body.content),
         exchange.expected(body.expected_version),
         exchange.call(),
         schema_id=body.schema_id if isinstance(body.schema_id, str) else None,
@@ -108,19 +106,6 @@ async def rollback_config(exchange: Exchange) -> web.Response:
     )
     config = written.value
     return exchange.written(written, shapes.Config.of(config), 200, version=config.version)
-
-
-def _content(exchange: Exchange, content: msgspec.Raw) -> bytes:
-    """A document within the limits of depth and members.
-
-    Raises:
-        Problem: ``document_too_deep`` or ``too_many_items``.
-    """
-    settings = exchange.environment.settings
-    raw = bytes(content)
-    limits = JsonLimits(settings.content_depth, settings.content_members, "document_too_deep")
-    check_limits(raw, limits)
-    return raw
 
 
 HANDLERS: Final[dict[str, Handler]] = {

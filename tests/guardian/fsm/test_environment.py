@@ -12,9 +12,9 @@ import pytest
 
 from guardian.fsm import environment as environment_module
 from guardian.fsm.commands import ConfigWritten, CreateConfig, UpdateConfig
-from guardian.fsm.environment import SnapshotAbortedError
+from guardian.fsm.handle import Handle, SnapshotAbortedError
 from guardian.fsm.machine import GuardianMachine
-from guardian.fsm.mark import Mark
+from guardian.fsm.mark import Mark, boot_id
 from guardian.fsm.records import CONFIGS, CORE, CORE_KEY, CoreRecord, joined
 from guardian.fsm.tables import StateCorruptError
 from raftcore.errors import ForkedError, NoSpaceError, StorageError
@@ -22,6 +22,23 @@ from raftcore.statemachine import AppliedPosition
 from raftcore.storage.files import Files
 
 EMPTY = AppliedPosition()
+
+
+class BrokenEnvBase:
+    """Stands before a real environment and breaks some of its calls."""
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+
+class BrokenEnv(BrokenEnvBase):
+    """An environment whose sync fails, as after EIO."""
+
+    def sync(self, force: bool) -> None:
+        raise lmdb.DiskError("Input/output error", 5)
 
 
 def write_some(driver: Any, count: int = 5) -> None:
@@ -45,7 +62,7 @@ def test_a_clean_close_is_reused_with_everything(driver: Any) -> None:
 
 def test_a_mark_is_there_before_anything_is_committed(tmp_path: Path, monkeypatch: Any) -> None:
     order: list[str] = []
-    original_tables = environment_module.Handle.open_tables
+    original_tables = Handle.open_tables
     original_mark = Mark.write
 
     def open_tables(self: Any) -> None:
@@ -56,7 +73,7 @@ def test_a_mark_is_there_before_anything_is_committed(tmp_path: Path, monkeypatc
         original_mark(self, directory, files)
         order.append("mark clean" if self.clean else "mark")
 
-    monkeypatch.setattr(environment_module.Handle, "open_tables", open_tables)
+    monkeypatch.setattr(Handle, "open_tables", open_tables)
     monkeypatch.setattr(Mark, "write", write)
     machine = GuardianMachine.open(tmp_path / "state", cluster_id="c", incarnation=bytes(16))
     machine.close()
@@ -99,12 +116,12 @@ def test_a_damaged_structure_is_found_before_it_is_mapped(
     assert mark is not None
     data = driver.path / "data.mdb"
     raw = bytearray(data.read_bytes())
-    page = 4096 * (len(raw) // 4096 // 2)
-    raw[page : page + 16] = b"\xff" * 16
+    for page in range(2 * 4096, len(raw), 4096):  # all but the two meta pages
+        raw[page : page + 16] = b"\xff" * 16
     with data.open("r+b") as file:  # in place, so that the inode stays
         file.write(raw)
     unclean = Mark(
-        environment_module.boot_id(), mark.device, mark.inode, mark.cluster_id, mark.incarnation,
+        boot_id(), mark.device, mark.inode, mark.cluster_id, mark.incarnation,
         clean=False,
     )  # fmt: skip
     unclean.write(driver.path, Files())
@@ -122,12 +139,112 @@ def test_a_truncated_file_is_discarded_not_mapped(new_driver: Callable[..., Any]
     assert mark is not None
     os.truncate(driver.path / "data.mdb", 4096 * 3)
     Mark(
-        environment_module.boot_id(), mark.device, mark.inode, mark.cluster_id, mark.incarnation,
+        boot_id(), mark.device, mark.inode, mark.cluster_id, mark.incarnation,
         clean=False,
     ).write(driver.path, Files())  # fmt: skip
     driver.machine = driver._open()
     assert driver.machine.last_applied() == EMPTY
     driver.machine.close()
+
+
+@pytest.mark.parametrize("garbage", [bytes(8192), b"\xa5" * 8192])
+def test_a_clean_file_that_is_no_environment_is_discarded(driver: Any, garbage: bytes) -> None:
+    driver.machine.close()
+    with (driver.path / "data.mdb").open("r+b") as file:
+        file.write(garbage)
+    driver.machine = driver._open()
+    assert driver.machine.last_applied() == EMPTY
+
+
+class FailingFiles(Files):
+    """Fails every fsync of a file or directory whose name holds a word."""
+
+    def __init__(self) -> None:
+        self.word = ""
+
+    def fsync_directory(self, path: Path) -> None:
+        if self.word and self.word in path.name:
+            raise OSError(5, "Input/output error")
+        super().fsync_directory(path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        if self.word and self.word in target.name:
+            raise OSError(5, "Input/output error")
+        super().rename(source, target)
+
+    def remove(self, path: Path) -> None:
+        if self.word == "everything":
+            raise OSError(5, "Input/output error")
+        super().remove(path)
+
+
+@pytest.mark.parametrize("word", ["state.new", "state.old"])
+def test_a_failed_replacement_is_final(new_driver: Callable[..., Any], word: str) -> None:
+    files = FailingFiles()
+    driver = new_driver(files=files)
+    driver.furnish()
+    files.word = word
+    with pytest.raises(StorageError):
+        driver.machine.discard()
+    with pytest.raises(StorageError):
+        driver.state.revision()
+    files.word = ""
+    driver.machine.close()
+    driver.machine = driver._open()
+    assert driver.machine.last_applied() == EMPTY
+    driver.machine.close()
+
+
+def test_a_mark_that_can_not_be_removed_does_not_hide_the_error(
+    new_driver: Callable[..., Any], caplog: Any
+) -> None:
+    files = FailingFiles()
+    driver = new_driver(files=files)
+    driver.furnish()
+    flip_value(driver, CORE.number, CORE_KEY, 50)
+    files.word = "everything"
+    with pytest.raises(StateCorruptError):
+        driver.state.revision()
+    assert "can not be removed" in caplog.text
+    files.word = ""
+    driver.machine.close()
+
+
+class RefusingEnv(BrokenEnvBase):
+    """An environment that begins no transaction and grows no map."""
+
+    def begin(self, *args: Any, **kwargs: Any) -> Any:
+        raise lmdb.PanicError("MDB_PANIC", -30795)
+
+    def set_mapsize(self, size: int) -> None:
+        raise lmdb.PanicError("MDB_PANIC", -30795)
+
+
+@pytest.mark.parametrize("use", ["read", "pin", "apply", "grow"])
+def test_whatever_the_engine_refuses_is_final(driver: Any, use: str) -> None:
+    environment = driver.machine._environment
+    handle = environment._current
+    handle.env = RefusingEnv(handle.env)
+    uses: dict[str, Callable[[], Any]] = {
+        "read": driver.state.revision,
+        "pin": driver.machine.open_snapshot,
+        "apply": lambda: driver.do(CreateConfig, "p", "a", "s", 1, b"1"),
+        "grow": environment.grow,
+    }
+    with pytest.raises(StorageError, match="MDB_PANIC"):
+        uses[use]()
+    with pytest.raises(StorageError, match="MDB_PANIC"):
+        driver.machine.sync()
+    assert not (driver.path / "MARK").exists()
+
+
+def test_a_read_that_never_ends_stops_growth_by_an_error(driver: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(environment_module, "READERS_TIMEOUT_S", 0.01)
+    environment = driver.machine._environment
+    with environment.read(), pytest.raises(StorageError, match="does not end"):
+        environment.grow()
+    with pytest.raises(StorageError, match="does not end"):
+        driver.state.revision()
 
 
 def flip_value(driver: Any, table: int, key: bytes, bit: int) -> None:
@@ -307,19 +424,6 @@ def test_a_failed_commit_is_final(driver: Any, monkeypatch: Any) -> None:
         with pytest.raises(StorageError, match="Input/output error"):
             use()
     assert not (driver.path / "MARK").exists()
-
-
-class BrokenEnv:
-    """An environment whose sync fails, as after EIO."""
-
-    def __init__(self, env: Any) -> None:
-        self._env = env
-
-    def sync(self, force: bool) -> None:
-        raise lmdb.DiskError("Input/output error", 5)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._env, name)
 
 
 def test_a_failed_sync_is_final_and_removes_the_mark(driver: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from guardian.fsm.commands import ConfigWritten, CreateConfig, UpdateConfig, encode_command
 from guardian.fsm.machine import GuardianMachine
-from guardian.fsm.records import STATE_FORMAT
+from guardian.fsm.records import REVISIONS, STATE_FORMAT
 from guardian.fsm.snapshots import BATCH_SIZE_BYTES, Batch, Footer, Header
 from guardian.fsm.tables import StateCorruptError
 from raftcore.errors import FormatTooNewError, StorageError
@@ -306,11 +306,11 @@ def test_a_flipped_bit_is_not_carried_into_a_snapshot(driver: Any) -> None:
     fill(driver, count=3)
     handle = driver.machine._environment._current
     with handle.env.begin(write=True) as txn:
-        cursor = txn.cursor(handle.databases[10])
+        cursor = txn.cursor(handle.databases[REVISIONS.number])
         assert cursor.first()
         raw = bytearray(cursor.value())
         raw[-1] ^= 1
-        txn.put(cursor.key(), bytes(raw), db=handle.databases[10])
+        txn.put(cursor.key(), bytes(raw), db=handle.databases[REVISIONS.number])
     source = driver.machine.open_snapshot()
     with pytest.raises(StateCorruptError):
         list(source.records())

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guardian.fsm.commands import (
+    AbortSchemaAttempt,
     CreateConfig,
     CreateProject,
     DeleteConfig,
+    DeleteProject,
     PutSchema,
     RevokeKey,
     UpdateConfig,
@@ -144,3 +146,16 @@ def test_equal_logs_give_equal_hashes_and_other_logs_others(driver: Any, new_dri
     twin.do(PutSchema, "t", 0, bytes(32), "x")
     assert twin.state.state_hash() != driver.state.state_hash()
     twin.machine.close()
+
+
+def test_the_state_of_a_fixed_log_is_golden(driver: Any) -> None:
+    """Tables, keys and records of a release are in the snapshots that the next one installs."""
+    driver.do(CreateProject, "q", "k", KEY, "name")
+    driver.do(CreateConfig, "p", "a", "s", 1, b"{}", idem="i", fingerprint=b"f" * 32)
+    driver.do(UpdateConfig, "p", "a", "s", 1, b"[]", 1)
+    driver.do(CreateConfig, "p", "b", "s", 1, b"{}")
+    driver.do(DeleteConfig, "p", "b", 1)
+    driver.do(RevokeKey, "q", "k")
+    driver.do(DeleteProject, "q")
+    driver.do(AbortSchemaAttempt, "s", "x")
+    assert driver.state.state_hash().hex() == ("")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from yarl import URL
 
 from guardian.adapters.security.api_keys import ApiKeys
@@ -43,6 +44,16 @@ from raftcore.statemachine import AppliedPosition
 PASSWORD = "correct horse battery"
 SECRET = b"0123456789abcdef0123456789abcdef"
 SCHEMA = {"type": "object", "properties": {"rate": {"type": "integer"}}}
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """What depends on transports is tested on the loop of production too."""
+    plain = {"asyncio": asyncio.new_event_loop}
+    if item.path.name == "test_hygiene.py":
+        return {**plain, "uvloop": uvloop.new_event_loop}
+    return plain
 
 
 class OneNodeLog:
@@ -164,11 +175,12 @@ class MemoryRefreshTokens:
         self.rows[new_digest] = (family_id, user_id, "active")
         return user_id
 
-    async def revoke_family_of(self, digest: bytes) -> None:
+    async def revoke_family_of(self, digest: bytes) -> bool:
         family = self.rows.get(digest, ("", "", ""))[0]
         for key, (family_id, user_id, _) in list(self.rows.items()):
             if family_id == family:
                 self.rows[key] = (family_id, user_id, "revoked")
+        return bool(family)
 
 
 class MemoryRoles:

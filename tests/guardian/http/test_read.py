@@ -15,7 +15,7 @@ async def stored(world: Any, content: str = '{"rate":1}') -> tuple[str, str]:
     """The API key, and the path of a project's configs, with a config under ``app/web``."""
     project, api_key, schema = await world.furnish()
     path = f"/projects/{project}/configs"
-    data = '{"key":"app/web","schema_id":"%s","content":%s}' % (schema, content)
+    data = f'{{"key":"app/web","schema_id":"{schema}","content":{content}}}'
     answer = await world.ask("POST", path, data=data.encode(), as_user="owner")
     assert answer.status == 201, answer.raw
     return api_key, path

@@ -87,6 +87,15 @@ def test_what_the_kernel_refused_was_never_said() -> None:
     assert (monitor.checked, monitor.violations) == ({}, [])
 
 
+def test_what_was_being_handed_over_at_the_end_counts() -> None:
+    monitor = OrderingMonitor(RaftOrdering(), FixedLog(term=0))
+    monitor.sending("socket:[1]", HELLO)(len(HELLO))
+    monitor.sending("socket:[1]", frame(7))
+    assert monitor.violation_count == 0
+    monitor.finish()
+    assert (monitor.checked, monitor.violation_count) == ({"term": 1}, 1)
+
+
 def test_frames_that_do_not_decode_are_a_violation() -> None:
     monitor = OrderingMonitor(RaftOrdering(), FixedLog(term=1))
     monitor.sending("socket:[1]", HELLO)(len(HELLO))

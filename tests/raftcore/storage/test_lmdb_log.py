@@ -280,7 +280,7 @@ def test_a_short_write_on_a_full_disk_is_no_space(
     full = os.statvfs_result((status.f_bsize, 4096, 10**7, *free, 1, 1, 1, 0, 255))
     with monkeypatch.context() as patch:
         patch.setattr(Environment, "put_shape", fail)
-        patch.setattr("raftcore.storage.transactions.os.statvfs", lambda path: full)
+        patch.setattr("raftcore.storage.transactions.os.statvfs", lambda _: full)
         with pytest.raises(StorageError) as caught:
             append(log, 10, 12)
     assert type(caught.value) is kind
@@ -428,3 +428,59 @@ def test_a_missing_entry_in_the_middle_is_corruption_and_final(place: Any) -> No
         log.read(4, 9, 10**6)
     with pytest.raises(LogCorruptError):
         log.read(1, 2, 100)
+
+
+def test_an_entry_missing_below_a_truncation_is_corruption(place: Any) -> None:
+    log = place.filled("node", 9)
+    append(log, 10, 20)
+    with log._environment.env.begin(write=True) as txn:
+        txn.delete((14).to_bytes(8, "big"), db=log._environment.entries)
+    with pytest.raises(LogCorruptError, match="entry 14 is missing"):
+        log.persist([Write(None, 15, ())])
+
+
+def test_an_append_below_what_is_stored_is_never_skipped_in_silence(place: Any) -> None:
+    """LMDB's append mode ignores a key that is out of order; the store must not."""
+    log = place.filled("node", 9)
+    with (
+        pytest.raises(LogCorruptError, match="only 1 of 2"),
+        log._environment.env.begin(write=True) as txn,
+    ):
+        log._environment.put_values(txn, 9, (b"nine", b"ten"))
+
+
+def test_an_engine_that_does_not_open_is_a_storage_error(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.close(place.filled("node", 9))
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise lmdb_error(lmdb.Error, errno.ENOMEM)
+
+    monkeypatch.setattr(lmdb, "open", fail)
+    with pytest.raises(StorageError, match="opening") as caught:
+        place.again(path.name)
+    assert caught.value.exit_code is ExitCode.STORAGE_IO
+    directory = place.directory("other")
+    with pytest.raises(StorageError, match="creating the log"):
+        place.bootstrap(directory)
+
+
+def test_a_disk_that_does_not_even_say_how_full_it_is(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = place.filled("node", 9)
+
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def fail_write(self: Environment, txn: Any, old: Any, new: Any) -> None:
+        raise lmdb_error(lmdb.Error, errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Environment, "put_shape", fail_write)
+        patch.setattr("raftcore.storage.transactions.os.statvfs", fail)
+        with pytest.raises(StorageError, match="then"):
+            append(log, 10, 12)
+    with pytest.raises(StorageError, match="then"):
+        append(log, 10, 12)

@@ -132,3 +132,9 @@ def test_links_say_their_position(disk: MemoryDisk) -> None:
     link = disk.link_at(9)
     assert isinstance(link, Link)
     assert (link.position.term, link.position.index) == (2, 9)
+
+
+async def test_a_simulation_may_write_on_the_loops_thread(disk: MemoryDisk) -> None:
+    """It never blocks; only the rule of one thread stays."""
+    MemoryLog(disk).persist([Write(None, None, commands(10, 10, 2))])
+    assert disk.shape.last_index == 10

@@ -44,8 +44,8 @@ def incarnation_of(node_id: str) -> bytes:
 async def until(condition: Callable[[], object]) -> None:
     """Come back when ``condition`` holds."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.002)  # noqa: ASYNC110 (nothing here signals a connection)
+        while not condition():  # noqa: ASYNC110 (nothing signals that a connection stands)
+            await asyncio.sleep(0.002)
 
 
 @dataclass

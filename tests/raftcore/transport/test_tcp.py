@@ -21,7 +21,10 @@ from raftcore.errors import (
     StoppedError,
     UnknownPeerError,
 )
+from raftcore.transport.connection import worth_a_line
 from raftcore.transport.options import TransportOptions
+from raftcore.transport.outbound import OutboundConnection
+from raftcore.transport.queue import PendingRequest, SendQueue
 from raftcore.transport.tcp import TcpTransport
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
@@ -579,3 +582,128 @@ def test_options_are_checked() -> None:
         TransportOptions(queue_frames=0)
     with pytest.raises(ValueError, match="backoff"):
         TransportOptions(backoff_min_s=2, backoff_max_s=1)
+
+
+# -- corners ----------------------------------------------------------------------------------
+
+
+async def test_the_queue_is_bounded_while_dialling_too(
+    make_cluster: MakeCluster, eventually: Eventually
+) -> None:
+    cluster = make_cluster("a", "b", queue_frames=2)
+    await cluster.start("b")
+    transport = await cluster.start("a")
+    for number in range(3):
+        transport.send("b", heartbeat(number))
+    assert transport.stats.dropped_full == 1
+    await eventually(lambda: cluster.receivers["b"].messages == [heartbeat(0), heartbeat(1)])
+
+
+async def test_closing_does_not_wait_for_a_peer_that_does_not_read(
+    make_cluster: MakeCluster, eventually: Eventually, port: int
+) -> None:
+    cluster, mute = await muted_pair(
+        make_cluster, eventually, port, stall_timeout_s=60, close_timeout_s=0.05
+    )
+    mute.reading.clear()
+    entries = (Entry(1, 1, EntryType.COMMAND, bytes(1 << 20)),)
+    for number in range(40):
+        cluster.transports["a"].send("b", AppendRequest("a", 1, 0, 0, 0, number, 0, entries))
+    await cluster.transports["a"].close()
+    await mute.close()
+    assert len(cluster.receivers["b"].messages) < 40
+
+
+class StubTransport:
+    """A connection whose write buffer the test fills."""
+
+    def __init__(self) -> None:
+        self.waiting = 100
+        self.aborted = False
+        self.written = b""
+        self.names = {"sockname": ("h", 1), "peername": ("h", 2)}
+
+    def get_write_buffer_size(self) -> int:
+        return self.waiting
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high > 0
+
+    def get_extra_info(self, name: str) -> object:
+        return self.names.get(name)
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def connect_to_stub(transport: Any, member: Any, stub: StubTransport) -> OutboundConnection:
+    connection = OutboundConnection(
+        transport._context,
+        SendQueue(1, 1),
+        member,
+        lambda _: None,
+        lambda _: None,
+        lambda _: None,
+    )
+    connection.connection_made(stub)
+    return connection
+
+
+async def test_a_slow_connection_that_still_moves_is_kept(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("a", "b")
+    transport = await cluster.start("a")
+    stub = StubTransport()
+    connection = connect_to_stub(transport, cluster.configuration.members[1], stub)
+    connection.pause_writing()
+    stub.waiting = 50
+    connection._check_stall()
+    assert not stub.aborted
+    connection._check_stall()
+    assert stub.aborted
+    assert transport.stats.stalls == 1
+    connection.connection_lost(None)
+    connection.connection_lost(None)  # harmless
+    assert connection.closing
+
+
+async def test_a_connection_to_itself_is_not_a_peer(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("a", "b")
+    transport = await cluster.start("a")
+    stub = StubTransport()
+    # What happens when nobody listens and the kernel draws the dialled port to dial from.
+    stub.names["sockname"] = stub.names["peername"]
+    connection = connect_to_stub(transport, cluster.configuration.members[1], stub)
+    assert stub.aborted
+    assert stub.written == b""
+    connection.connection_lost(None)
+
+
+def test_a_send_queue_keeps_its_bounds_and_skips_what_nobody_waits_for() -> None:
+    loop = asyncio.new_event_loop()
+    queue = SendQueue(max_frames=3, max_bytes=10)
+    given_up, waiting = (PendingRequest(loop.create_future()) for _ in range(2))
+    assert queue.offer(bytes(20))  # alone, a frame may be larger than the bound
+    assert not queue.offer(b"x")
+    assert queue.take(1) == [bytes(20)]
+    assert queue.offer(b"1", given_up)
+    assert queue.offer(b"22", waiting)
+    assert queue.offer(b"333")
+    assert not queue.offer(b"4")
+    assert (len(queue), queue.size_bytes) == (3, 6)
+    given_up.answer.cancel()
+    assert queue.take(2) == [b"22"]
+    assert (given_up.sent, waiting.sent) == (False, True)
+    assert queue.clear() == 1
+    assert (len(queue), queue.size_bytes, queue.take(9)) == (0, 0, [])
+    loop.close()
+
+
+@pytest.mark.parametrize(("count", "logged"), [(1, True), (2, True), (3, False), (1024, True)])
+def test_a_flood_is_logged_ever_more_rarely(count: int, logged: bool) -> None:
+    assert worth_a_line(count) is logged

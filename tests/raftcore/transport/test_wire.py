@@ -113,7 +113,9 @@ def test_the_bytes_of_requests_and_responses_are_those_of_the_first_release() ->
 
 
 def test_every_message_type_has_a_sample() -> None:
-    assert {type(sample) for sample in SAMPLES.values()} == set(Message.__subclasses__())
+    # By name: a class made again for its slots is listed among the subclasses beside the old one.
+    known = {subclass.__name__ for subclass in Message.__subclasses__()}
+    assert {type(sample).__name__ for sample in SAMPLES.values()} == known
 
 
 def test_the_sender_is_who_the_connection_belongs_to() -> None:
@@ -158,9 +160,7 @@ def appends(draw: st.DrawFn) -> AppendRequest:
 def chunks(draw: st.DrawFn) -> SnapshotChunk:
     data, offset = draw(blobs), draw(st.integers(0, 2**40))
     size = offset + len(data) + draw(st.integers(0, 2**40))
-    names = draw(
-        st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=9), unique=True)
-    )
+    names = draw(st.lists(st.text("abé漢", min_size=1, max_size=9), unique=True))
     members = tuple(
         Member(n, "h:1", draw(st.binary(min_size=16, max_size=16)), draw(st.booleans()))
         for n in sorted(names)

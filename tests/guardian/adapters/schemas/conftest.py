@@ -9,6 +9,7 @@ from importlib import resources
 
 import pytest
 
+from guardian.adapters.schemas.engines import Compiled
 from guardian.adapters.schemas.pool import PoolLimits, WorkerPool
 from guardian.domain.problems import Fault, Problem
 
@@ -26,7 +27,9 @@ Validate = Callable[[object, object], Awaitable[tuple[Fault, ...]]]
 
 
 @pytest.fixture
-def validate(pool: WorkerPool) -> Validate:
+def validate_in_pool(pool: WorkerPool) -> Validate:
+    """Through a worker process, for what might hang or end it."""
+
     async def validate(schema: object, document: object) -> tuple[Fault, ...]:
         body = json.dumps(schema).encode()
         digest = hashlib.sha256(body).digest()
@@ -36,11 +39,25 @@ def validate(pool: WorkerPool) -> Validate:
 
 
 @pytest.fixture
-def refusal(pool: WorkerPool) -> Callable[[object], Awaitable[Problem]]:
+def validate() -> Validate:
+    """In this process: what a worker runs, without the process around it."""
+
+    async def validate(schema: object, document: object) -> tuple[Fault, ...]:
+        compiled = Compiled(json.dumps(schema).encode())
+        found = compiled.validate(json.dumps(document).encode())
+        return tuple(Fault(pointer, message) for pointer, message in found)
+
+    return validate
+
+
+@pytest.fixture
+def refusal() -> Callable[[object], Awaitable[Problem]]:
+    """Why a schema is refused, in this process."""
+
     async def refusal(schema: object) -> Problem:
         body = schema if isinstance(schema, bytes) else json.dumps(schema).encode()
         with pytest.raises(Problem) as caught:
-            await pool.check_schema(body)
+            Compiled(body)
         return caught.value
 
     return refusal

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from guardian.adapters.schemas.engines import Compiled
 from guardian.adapters.schemas.pool import PoolLimits, WorkerPool
 from guardian.domain.problems import Fault, Problem
 
@@ -70,8 +71,6 @@ REMOTE = [
 def test_a_reference_out_of_the_document_is_refused_and_nothing_is_opened(
     draft: str, target: str, engines_without_network: list[str]
 ) -> None:
-    from guardian.adapters.schemas.engines import Compiled
-
     for schema in (
         {"$schema": draft, "$ref": target},
         {"$schema": draft, "properties": {"a": {"items": [{"not": {"$ref": target}}]}}},
@@ -86,8 +85,6 @@ def test_a_reference_out_of_the_document_is_refused_and_nothing_is_opened(
 
 @BOTH_ENGINES
 def test_ids_are_allowed_and_never_fetched(draft: str, engines_without_network: list[str]) -> None:
-    from guardian.adapters.schemas.engines import Compiled
-
     schema = {
         "$schema": draft,
         "$id": "http://127.0.0.1:9/root.json",
@@ -206,16 +203,16 @@ async def test_a_schema_at_the_depth_limit_never_breaks_the_compiler(pool: Worke
     [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}, {"$schema": DRAFT_2020, "anyOf": [{"$ref": "#"}]}],
 )
 async def test_a_schema_that_is_itself_is_decided_or_refused(
-    pool: WorkerPool, validate: Validate, schema: object
+    pool: WorkerPool, validate_in_pool: Validate, schema: object
 ) -> None:
     try:
-        faults = await validate(schema, {"a": 1})
+        faults = await validate_in_pool(schema, {"a": 1})
     except Problem as problem:
         decided = problem.code == "schema_too_complex"
     else:
         decided = faults == ()
     assert decided
-    assert await validate({"type": "integer"}, 1) == ()
+    assert await validate_in_pool({"type": "integer"}, 1) == ()
 
 
 @BOTH_ENGINES
@@ -223,12 +220,12 @@ async def test_a_schema_that_is_itself_is_decided_or_refused(
     "pattern", ["^(a+)+$", "(a|a)*$", "^(a|aa)+$", "(.*)*b$", "^(([a-z])+.)+$"]
 )
 async def test_patterns_that_explode_elsewhere_are_decided_in_linear_time(
-    pool: WorkerPool, validate: Validate, draft: str, pattern: str
+    pool: WorkerPool, validate_in_pool: Validate, draft: str, pattern: str
 ) -> None:
     schema = {"$schema": draft, "pattern": pattern}
-    await validate(schema, "a" * 50_000 + "!")
+    await validate_in_pool(schema, "a" * 50_000 + "!")
     by_key = {"$schema": draft, "patternProperties": {pattern: {"type": "integer"}}}
-    await validate(by_key, {"a" * 50 + "!": 1})
+    await validate_in_pool(by_key, {"a" * 50 + "!": 1})
     assert pool.replaced == 0
 
 
@@ -283,7 +280,7 @@ async def test_a_schema_that_takes_too_long_to_compile_is_too_complex() -> None:
     ['"', "'", "\\", "\n", '"""', "{x}", "{{", "%s", "__import__('os')._exit(3)", "\0", "#", "é"],
 )
 async def test_hostile_text_in_every_position_is_only_text(
-    pool: WorkerPool, validate: Validate, text: str
+    pool: WorkerPool, validate_in_pool: Validate, text: str
 ) -> None:
     schema = {
         "properties": {text: {"const": text, "description": text}},
@@ -292,7 +289,7 @@ async def test_hostile_text_in_every_position_is_only_text(
         "title": text,
         "default": text,
     }
-    assert await validate(schema, {text: text}) == ()
-    assert await validate(schema, {text: text + "x"}) != ()
-    assert await validate(schema, {}) != ()
+    assert await validate_in_pool(schema, {text: text}) == ()
+    assert await validate_in_pool(schema, {text: text + "x"}) != ()
+    assert await validate_in_pool(schema, {}) != ()
     assert pool.replaced == 0

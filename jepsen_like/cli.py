@@ -1,0 +1,87 @@
+"""Command line of the package: ``python -m jepsen_like <command>``.
+
+Exit codes: 0 valid, 1 invalid (an invariant does not hold), 2 unknown, 3 the harness itself failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+
+from jepsen_like.sim.runner import SeedResult, run_seed
+
+VALID, INVALID, UNKNOWN, HARNESS_ERROR = 0, 1, 2, 3
+
+
+def seed_range(text: str) -> range:
+    """``7`` or ``0:200`` (the end is not included)."""
+    first, colon, last = text.partition(":")
+    try:
+        seeds = range(int(first), int(last) if colon else int(first) + 1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed nor first:last") from error
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"{text!r} holds no seed")
+    return seeds
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands. Each names the function that runs it as ``run``."""
+    top = argparse.ArgumentParser(prog="python -m jepsen_like", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="command")
+    sim = commands.add_parser("sim", help="simulate whole clusters, one per seed")
+    sim.add_argument("--seeds", type=seed_range, default=range(200), metavar="FIRST:LAST")
+    sim.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
+    sim.add_argument("--verbose", action="store_true", help="print every seed with what it did")
+    sim.set_defaults(run=run_sim)
+    return top
+
+
+def run_sim(arguments: argparse.Namespace) -> int:
+    """``sim``: run seeds until one fails."""
+    started = time.monotonic()
+    totals: Counter[str] = Counter()
+    failed: list[int] = []
+    steps = done = 0
+    for seed in arguments.seeds:
+        result = run_seed(seed)
+        done += 1
+        steps += result.steps
+        totals.update(result.counters)
+        if result.failure is not None:
+            failed.append(seed)
+            _report_failure(result)
+            if not arguments.keep_going:
+                break
+        elif arguments.verbose:
+            print(f"seed {seed}: {result.steps} events, trace {result.trace_hash[:16]}")
+            print(f"  {result.options}")
+            print(f"  {result.counters}")
+        if done % 20 == 0:
+            rate = steps / (time.monotonic() - started)
+            print(f"{done} of {len(arguments.seeds)} seeds, {rate:,.0f} events/s", flush=True)
+    print(f"{done} seeds, {steps:,} events, {len(failed)} failed")
+    for name, count in sorted(totals.items()):
+        print(f"  {name}: {count:,}")
+    return INVALID if failed else VALID
+
+
+def _report_failure(result: SeedResult) -> None:
+    print(f"seed {result.seed} FAILED: {result.failure}")
+    print(f"  {result.options}")
+    print(f"  events {result.steps}, trace {result.trace_hash}")
+    print(f"  replay: python -m jepsen_like sim --seeds {result.seed} --verbose")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except Exception:  # noqa: BLE001 - whatever it was, it is the harness that failed
+        traceback.print_exc(file=sys.stderr)
+        return HARNESS_ERROR
