@@ -1,0 +1,1 @@
+"""Measurements. ``python -m benchmarks`` prints the first figures of a cluster on this machine."""

@@ -21,6 +21,7 @@ from raftcore.errors import (
     RefusedError,
     StoppedError,
     StorageError,
+    StorageFullError,
     UnknownPeerError,
 )
 from raftcore.formation import Founder
@@ -66,6 +67,7 @@ __all__ = [
     "StateMachine",
     "StoppedError",
     "StorageError",
+    "StorageFullError",
     "Transport",
     "UnknownPeerError",
     "open_member",

@@ -51,6 +51,12 @@ class OverloadedError(RefusedError):
     code = "overloaded"
 
 
+class StorageFullError(RefusedError):
+    """This node's disk is nearly full: it takes no new entries as long as that is so."""
+
+    code = "storage_full"
+
+
 class EntryTooLargeError(RefusedError):
     """The proposal is larger than one entry may be."""
 

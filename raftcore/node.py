@@ -29,6 +29,7 @@ from raftcore.errors import (
     OutcomeUnknownError,
     RaftcoreError,
     StoppedError,
+    StorageFullError,
     UnknownPeerError,
 )
 from raftcore.recovery import recover
@@ -108,6 +109,7 @@ class Node:
         self._failure: BaseException | None = None
         self._stopped: asyncio.Event | None = None
         self._caught_up_ns: int | None = None
+        self._disk_full = False
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -129,7 +131,12 @@ class Node:
         ]
         self._apply_worker, self._read_worker = apply_worker, read_worker
         self._writer = LogWriter(
-            self._storage, log_worker, self._post, self._on_durable, self._runtime.clock_ns
+            self._storage,
+            log_worker,
+            self._post,
+            self._on_durable,
+            self._on_free_bytes,
+            self._runtime.clock_ns,
         )
         try:
             recovered = await self._run_on(apply_worker, self._recover)
@@ -252,11 +259,15 @@ class Node:
 
         Raises:
             NotLeaderError: this node does not lead; nothing was written and never will be.
-            OverloadedError, EntryTooLargeError, StoppedError: refused before anything happened.
+            OverloadedError, EntryTooLargeError, StorageFullError, StoppedError: refused before
+                anything happened.
             OutcomeUnknownError: it was accepted and may or may not take effect.
         """
         raft, loop = self._running()
         waiters.check_size(data, self.options.max_entry_bytes)
+        if self._disk_full:
+            self._writer.look_at_space()
+            raise StorageFullError("the disk of the log is nearly full")
         future = self._proposals.add(loop, data, client_id, sequence)
         if len(self._proposals.incoming) == 1:
             # Everything proposed in this turn of the loop goes into one event.
@@ -478,6 +489,9 @@ class Node:
             message = held.popleft()
             self._transport.send(message.to, message.message)
         self._deliver(ev.WriteDurable(self._now_ns(), mark))
+
+    def _on_free_bytes(self, free_bytes: int) -> None:
+        self._disk_full = free_bytes < self.options.min_free_bytes
 
     def _do_apply(self, effect: fx.Apply) -> None:
         entries = effect.entries

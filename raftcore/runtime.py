@@ -19,6 +19,8 @@ class NodeOptions:
         snapshot_bytes: applied bytes after which a snapshot is taken.
         max_entry_bytes: largest proposal.
         max_pending_proposals: proposals waiting for their result at once.
+        min_free_bytes: with less space than this on the log's disk new proposals are refused, so
+            that what is needed to recover still fits.
         handover_timeout_s: how long a clean stop waits for leadership to move.
     """
 
@@ -26,6 +28,7 @@ class NodeOptions:
     snapshot_bytes: int = 64 << 20
     max_entry_bytes: int = 8 << 20
     max_pending_proposals: int = 65536
+    min_free_bytes: int = 64 << 20
     handover_timeout_s: float = 3.0
 
 

@@ -19,6 +19,9 @@ from raftcore.storage.base import LogStorage, Write
 PostToLoop = Callable[[Callable[[], None]], None]
 Job = Callable[[], None]
 
+#: How often the log writer looks at the space left on its disk.
+SPACE_INTERVAL_NS = 1_000_000_000
+
 
 class Worker(Protocol):
     """Runs jobs one after the other. The first exception is final: ``on_error`` gets it."""
@@ -76,13 +79,16 @@ class LogWriter:
         worker: Worker,
         post: PostToLoop,
         on_durable: Callable[[WriteMark, int, int], None],
+        on_free_bytes: Callable[[int], None],
         clock_ns: Callable[[], int],
     ) -> None:
         self._storage = storage
         self._worker = worker
         self._post = post
         self._on_durable = on_durable
+        self._on_free_bytes = on_free_bytes
         self._clock_ns = clock_ns
+        self._looked_ns: int | None = None
         self._waiting: list[Persist] = []
         self._lock = threading.Lock()
 
@@ -108,6 +114,19 @@ class LogWriter:
         mark, duration_ns = batch[-1].mark, self._clock_ns() - started_ns
         entries = sum(len(effect.entries) for effect in batch)
         self._post(lambda: self._on_durable(mark, duration_ns, entries))
+        self._look_at_space()
+
+    def look_at_space(self) -> None:
+        """Say again how much space is left, also when nothing is written."""
+        self._worker.submit(self._look_at_space)
+
+    def _look_at_space(self) -> None:
+        now_ns = self._clock_ns()
+        if self._looked_ns is not None and now_ns - self._looked_ns < SPACE_INTERVAL_NS:
+            return
+        self._looked_ns = now_ns
+        free_bytes = self._storage.free_bytes()
+        self._post(lambda: self._on_free_bytes(free_bytes))
 
 
 def _writes(batch: Sequence[Persist]) -> list[Write]:

@@ -109,6 +109,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
         detail: one sentence for people; never a secret, a path or the text of another error.
         errors: faults by pointer, for validation codes.
         current_version: the version a conflict was decided against.
+        revision: of the log entry that decided it, if one did.
         retry_after_s: for codes whose ``retry`` is "later".
         extra: further members of the problem document.
     """
@@ -120,6 +121,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
         *,
         errors: tuple[Fault, ...] = (),
         current_version: int | None = None,
+        revision: int | None = None,
         retry_after_s: float | None = None,
         extra: dict[str, object] | None = None,
     ) -> None:
@@ -128,6 +130,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
         self.detail = detail or self.info.title
         self.errors = errors
         self.current_version = current_version
+        self.revision = revision
         self.retry_after_s = retry_after_s
         self.extra = extra or {}
         super().__init__(f"{code}: {self.detail}")

@@ -72,6 +72,8 @@ def problem_response(problem: Problem, request_id: str) -> web.Response:
         content_type=CONTENT_TYPE,
         headers={"X-Request-ID": request_id, **SECURITY_HEADERS},
     )
+    if problem.revision is not None:
+        response.headers["X-Guardian-Revision"] = str(problem.revision)
     if problem.info.retry == "later":
         wait_s = problem.retry_after_s
         seconds = DEFAULT_RETRY_AFTER_S if wait_s is None else max(1, math.ceil(wait_s))

@@ -11,8 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from guardian.domain.keys import (
+    MAX_PASSWORD_BYTES,
+    MIN_PASSWORD_BYTES,
+    is_email,
+    normal_password,
+)
+
 MIN_SECRET_BYTES: Final = 32
-MIN_ADMIN_PASSWORD_BYTES: Final = 12
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -186,8 +192,8 @@ def parse_jwt_secret(text: str) -> str:
 
 
 def parse_admin_password(text: str) -> str:
-    if len(text.encode()) < MIN_ADMIN_PASSWORD_BYTES:
-        raise ValueError(f"{MIN_ADMIN_PASSWORD_BYTES} bytes or more are needed")
+    if normal_password(text) is None:
+        raise ValueError(f"{MIN_PASSWORD_BYTES} to {MAX_PASSWORD_BYTES} bytes of UTF-8 are needed")
     return text
 
 
@@ -198,6 +204,6 @@ def parse_database_url(text: str) -> str:
 
 
 def parse_email(text: str) -> str:
-    if not re.fullmatch(r"[^@\s]{1,64}@[^@\s]{1,255}", text):
+    if not is_email(text):
         raise ValueError("expected an e-mail address")
     return text

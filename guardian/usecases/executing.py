@@ -194,6 +194,12 @@ def system_envelope(what: str) -> Envelope:
 
 def refusal(result: Refused, *, if_match: bool = False) -> Problem:
     """The problem that a refusal by the state machine is to a client."""
+    problem = _refusal(result, if_match=if_match)
+    problem.revision = result.revision
+    return problem
+
+
+def _refusal(result: Refused, *, if_match: bool) -> Problem:
     code = result.code
     if code == Refusals.VERSION_CONFLICT:
         return Problem(

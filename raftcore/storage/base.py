@@ -118,6 +118,10 @@ class LogStorage(Protocol):
         """The records of that snapshot, each verified against its checksum."""
         ...
 
+    def free_bytes(self) -> int:
+        """Space left for this store, so that writes can be refused before the disk is full."""
+        ...
+
     # -- writing (writer thread) ---------------------------------------------------------------
 
     def persist(self, writes: Sequence[Write]) -> None:

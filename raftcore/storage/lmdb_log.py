@@ -268,6 +268,12 @@ class LmdbLog:
             raise LookupError(f"the log holds nothing at {index}")
         return found.chain
 
+    def free_bytes(self) -> int:
+        """See :meth:`LogStorage.free_bytes`."""
+        with storage_errors("looking at the file system"):
+            found = os.statvfs(self._directory.log_path)
+        return found.f_bavail * found.f_frsize
+
     def newest_snapshot(self) -> SnapshotMeta | None:
         """The snapshot in force."""
         self._transactions.check()

@@ -47,6 +47,8 @@ class MemoryDisk:
     values: list[bytes] = field(default_factory=list)  #: of ``shape.first_index`` and on
     #: Finished snapshot files by (index, term).
     snapshots: dict[tuple[int, int], tuple[SnapshotMeta, bytes]] = field(default_factory=dict)
+    #: What :meth:`MemoryLog.free_bytes` says.
+    free_bytes: int = 1 << 40
     #: The next write fails with this error ...
     failure: StorageError | None = None
     #: ... and is nevertheless found on the disk after a crash.
@@ -164,6 +166,10 @@ class MemoryLog:
         if shape.snapshot is not None and shape.snapshot.index == index:
             return shape.snapshot.chain
         raise LookupError(f"the log holds nothing at {index}")
+
+    def free_bytes(self) -> int:
+        """See :meth:`LogStorage.free_bytes`."""
+        return self.disk.free_bytes
 
     def newest_snapshot(self) -> SnapshotMeta | None:
         self._latch.check()

@@ -35,6 +35,7 @@ from raftcore.errors import (
     OutcomeUnknownError,
     OverloadedError,
     RefusedError,
+    StorageFullError,
 )
 from raftcore.node import Node
 
@@ -62,6 +63,7 @@ class _Answer(IntEnum):
     OVERLOADED = 2
     UNKNOWN = 3
     TOO_LARGE = 4
+    STORAGE_FULL = 5
 
 
 class _NotHereError(Exception):
@@ -139,6 +141,8 @@ class ClusterLog:
             raise Problem("overloaded", retry_after_s=1.0) from None
         except EntryTooLargeError:
             raise Problem("payload_too_large") from None
+        except StorageFullError:
+            raise Problem("storage_full", retry_after_s=10.0) from None
         except RefusedError as error:
             raise _NotHereError from error
         except OutcomeUnknownError as error:
@@ -163,6 +167,8 @@ class ClusterLog:
             raise Problem("overloaded", retry_after_s=1.0)
         if kind is _Answer.TOO_LARGE:
             raise Problem("payload_too_large")
+        if kind is _Answer.STORAGE_FULL:
+            raise Problem("storage_full", retry_after_s=10.0)
         if kind is _Answer.NOT_LEADER:
             raise _NotHereError
         raise _MaybeError
@@ -181,6 +187,8 @@ class ClusterLog:
             return bytes((_Answer.OVERLOADED,))
         except EntryTooLargeError:
             return bytes((_Answer.TOO_LARGE,))
+        except StorageFullError:
+            return bytes((_Answer.STORAGE_FULL,))
         except NotLeaderError:
             return bytes((_Answer.NOT_LEADER,))
         except OutcomeUnknownError:

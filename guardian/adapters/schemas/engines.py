@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import types
+import warnings
 from collections.abc import Callable
 from typing import Final, NoReturn
 
@@ -174,7 +175,8 @@ class _Regexes(types.SimpleNamespace):
     def compile(self, pattern: str) -> re.Pattern[str] | None:
         """None for ECMA-262 syntax, which only patterns of the schema have."""
         try:
-            return re.compile(pattern)
+            with warnings.catch_warnings(action="ignore"):
+                return re.compile(pattern)
         except re.error:
             return None
 

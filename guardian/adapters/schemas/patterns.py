@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import re._constants as op  # type: ignore[import-not-found]
 import re._parser as parser  # type: ignore[import-not-found]
+import warnings
 from typing import Final
 
 import jsonschema_rs
@@ -49,8 +50,9 @@ def _linear(pattern: str) -> jsonschema_rs.Validator | None:
 
 def _backtracking(pattern: str) -> re.Pattern[str]:
     try:
-        compiled = re.compile(pattern, re.ASCII)
-        tree = parser.parse(pattern, re.ASCII)
+        with warnings.catch_warnings(action="ignore"):  # on what may mean something else one day
+            compiled = re.compile(pattern, re.ASCII)
+            tree = parser.parse(pattern, re.ASCII)
     except (re.error, RecursionError, OverflowError):
         raise Problem("invalid_schema", "A pattern is not a regular expression") from None
     if _explodes(tree, repeated=False):

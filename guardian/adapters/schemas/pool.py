@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -205,9 +206,7 @@ class WorkerPool:
                 await process.start(limits.start_s)
                 reply = await self._ask(process, request, timeout_s)
             except WorkerDiedError:
-                # by its CPU timer, its memory limit, or a stack that a schema made overflow
-                await self._replace(process, "died")
-                raise self._died() from None
+                raise self._blame(await self._replace(process, "died")) from None
             except TimeoutError:
                 await self._replace(process, "stalled")
                 raise _overloaded("A schema worker is stalled") from None
@@ -259,15 +258,20 @@ class WorkerPool:
             self._idle.append(process)
             self._free.release()
 
-    async def _replace(self, process: _Process, why: str) -> None:
+    async def _replace(self, process: _Process, why: str) -> int | None:
         pid = process.pid
         returncode = await asyncio.shield(process.kill())
         self.replaced += 1
         _log.warning("schema worker %s %s (return code %s)", pid, why, returncode)
+        return returncode
 
-    def _died(self) -> Problem:
+    def _blame(self, returncode: int | None) -> Problem:
+        """What a worker's death says about its job."""
         if self._closed:
             return _overloaded("Shutting down")
+        if returncode == -signal.SIGKILL:  # from outside; nothing in a worker ends like that
+            return _overloaded("A schema worker was killed")
+        # its CPU timer, or a stack that the schema made overflow
         return Problem("schema_too_complex", "The limits of time or memory were exceeded")
 
 

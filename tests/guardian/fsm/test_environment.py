@@ -526,3 +526,55 @@ def test_reads_go_on_while_batches_are_applied_and_the_map_grows(
     assert errors == []
     assert driver.state.config("p", "a").version == 300
     driver.machine.close()
+
+
+def test_no_long_view_begins_while_the_map_grows(driver: Any) -> None:
+    """LMDB would let the map move under it."""
+    environment = driver.machine._environment
+    handle = environment._current
+    growing, pinned = threading.Event(), threading.Event()
+    original = handle.grow
+    seen: list[bool] = []
+
+    def grow(size_bytes: int) -> None:
+        growing.set()
+        # the other thread can not have its view before this returns: the condition is held
+        seen.append(pinned.is_set() or bool(handle.pins))
+        original(size_bytes)
+
+    handle.grow = grow
+
+    def verify() -> None:
+        growing.wait(60)
+        view = environment.pin()
+        pinned.set()
+        with view.step() as tables:
+            assert tables.first_key(CORE.number) == CORE_KEY
+        view.close()
+        view.close()
+
+    thread = threading.Thread(target=verify)
+    thread.start()
+    environment.grow()
+    thread.join(60)
+    assert seen == [False]
+    assert pinned.is_set()
+    assert not handle.pins
+
+
+def test_a_file_that_can_not_be_verified_is_discarded(driver: Any) -> None:
+    driver.machine.close()
+    mark = Mark.read(driver.path)
+    assert mark is not None
+    with (driver.path / "data.mdb").open("r+b") as file:
+        file.write(bytes(8192))
+    Mark(boot_id(), mark.device, mark.inode, mark.cluster_id, mark.incarnation, clean=False).write(
+        driver.path, Files()
+    )
+    driver.machine = driver._open()
+    assert driver.machine.last_applied() == EMPTY
+
+
+def test_history_longer_than_a_step_is_verified_whole(driver: Any) -> None:
+    driver.run_all([driver.make(CreateConfig, "p", f"c{i:04}", "s", 1, b"1") for i in range(600)])
+    assert driver.state.verify_chain() == 603

@@ -49,7 +49,8 @@ async def test_content_keeps_the_order_and_spelling_of_its_members(world: Any) -
 
 async def test_content_may_be_any_json_value(world: Any) -> None:
     path, _ = await stored(world)
-    for version, content in enumerate(([], "x", 0, None, False, {"": {}}), start=1):
+    contents: list[object] = [[], "x", 0, None, False, {"": {}}]
+    for version, content in enumerate(contents, start=1):
         body = {"content": content, "expected_version": version}
         answer = await world.ask("PUT", path, body, as_user="owner")
         assert (answer.status, answer.json["content"]) == (200, content)

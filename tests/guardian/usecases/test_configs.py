@@ -16,7 +16,7 @@ from guardian.usecases.executing import LOCAL, Call, Consistency, Expected
 from guardian.usecases.paging import PageRequest
 
 FRESH = Consistency()
-CALL = Call()
+CALL = Call(timeout_s=3600.0)  # its clock starts with the module
 
 
 @pytest.fixture

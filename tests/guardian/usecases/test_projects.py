@@ -13,7 +13,7 @@ from guardian.usecases.executing import LOCAL, Call, Consistency, system_envelop
 from guardian.usecases.paging import PageRequest
 
 FRESH = Consistency()
-CALL = Call()
+CALL = Call(timeout_s=3600.0)  # its clock starts with the module
 
 
 async def code_of(awaitable: Any) -> str:

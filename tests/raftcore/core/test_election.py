@@ -5,14 +5,16 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
-from jepsen_like.sim.manual import ManualCluster, ManualNode
+from jepsen_like.sim.manual import ManualCluster, ManualNode, configuration_of
 from raftcore.core import effects as ef
 from raftcore.core import messages as msg
 from raftcore.core.config import MS
 from raftcore.core.errors import InvariantError
 from raftcore.core.messages import Message
+from raftcore.core.types import SnapshotMeta
 
 TIMEOUT_NS = 300 * MS
+ONE_BYTE_SNAPSHOT = SnapshotMeta(1, 1, b"", configuration_of("abc"), 1, b"")
 
 
 def vote_request(
@@ -75,7 +77,8 @@ def test_rule_2_term_and_vote_are_one_write() -> None:
     (write,) = persists(node.receive(vote_request("b", 5)))
     assert write.hard_state is not None
     assert (write.hard_state.term, write.hard_state.vote) == (5, "b")
-    (write,) = persists(node.time_out()) or persists(node.receive(msg.VoteReply("b", 6, True, True)))
+    assert persists(node.time_out()) == []
+    (write,) = persists(node.receive(msg.VoteReply("b", 6, True, True)))
     assert write.hard_state is not None
     assert (write.hard_state.term, write.hard_state.vote) == (6, "a")
 
@@ -161,7 +164,6 @@ def test_rule_6_a_refusal_can_not_be_turned_into_a_grant() -> None:
     node.receive(msg.VoteReply("b", 0, False, True))
     node.receive(msg.VoteReply("b", 1, True, True))
     node.receive(msg.VoteReply("c", 1, True, True))
-    assert node.raft.status().role == "candidate" or term_and_vote(node) == (0, None)
     assert node.raft.status().role == "pre_candidate"
 
 
@@ -238,8 +240,8 @@ def test_rule_7_a_grant_carries_the_requested_term_and_a_refusal_the_own() -> No
 def test_rule_7_a_minority_never_raises_its_term_however_long_it_asks() -> None:
     c = ManualCluster("abcde")
     c.elect("a")
-    c.cut("d", "a"), c.cut("d", "b"), c.cut("d", "c")
-    c.cut("e", "a"), c.cut("e", "b"), c.cut("e", "c")
+    for one, other in product("de", "abc"):
+        c.cut(one, other)
     for _ in range(10_000):
         c["d"].time_out()
         c["d"].outbox.clear()
@@ -272,12 +274,9 @@ def test_rule_8_a_node_stuck_on_a_higher_term_pushes_the_leader_out() -> None:
     [
         heartbeat("b", 1),
         append("b", 1),
-        msg.SnapshotChunk(
-            "b", 1, __import__("raftcore.core.types", fromlist=["SnapshotMeta"]).SnapshotMeta(
-                1, 1, b"", ManualCluster().configuration, 1, b""), 0, b"x", 1, 0,
-        ),
+        msg.SnapshotChunk("b", 1, ONE_BYTE_SNAPSHOT, 0, b"x", 1, 0),
     ],
-)  # fmt: skip
+)
 def test_rule_8_each_message_of_a_stale_leader_is_answered_with_the_term(message: Message) -> None:
     node = ManualCluster(terms={"a": 3})["a"]
     effects = node.receive(message)
@@ -295,7 +294,7 @@ def test_rule_8_a_pre_candidate_forgets_its_leader_and_grants_pre_votes_to_other
 
 
 def test_rule_9_long_log_with_low_term_and_short_log_with_high_term_elect_a_leader() -> None:
-    c = ManualCluster(logs={"a": [1, 1, 1], "b": [1]}, terms={"a": 1, "b": 7, "c": 7})
+    c = ManualCluster("ab", logs={"a": [1, 1, 1], "b": [1]}, terms={"a": 1, "b": 7})
     c.advance(4000)
     assert c.leaders() == ["a"]
     assert c["a"].raft.term > 7

@@ -99,13 +99,20 @@ async def test_beyond_the_queue_jobs_are_refused_at_once() -> None:
         assert await pool.validate(INTEGER, digest(INTEGER), b"1") == ()
 
 
-async def test_a_killed_worker_costs_one_job_and_is_replaced(pool: WorkerPool) -> None:
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [(signal.SIGKILL, "overloaded"), (signal.SIGSEGV, "schema_too_complex")],
+)
+async def test_a_killed_worker_costs_one_job_and_is_replaced(
+    pool: WorkerPool, how: signal.Signals, code: str
+) -> None:
+    """Whoever kills from outside says nothing about the schema; a crash does."""
     await pool.check_schema(INTEGER)
     (first,) = workers_of(pool)
-    os.kill(first, signal.SIGKILL)
+    os.kill(first, how)
     with pytest.raises(Problem) as caught:
         await pool.check_schema(INTEGER)
-    assert caught.value.code == "schema_too_complex"
+    assert caught.value.code == code
     assert await pool.validate(INTEGER, digest(INTEGER), b"1") == ()
     assert workers_of(pool) != [first]
     assert pool.replaced == 1

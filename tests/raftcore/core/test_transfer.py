@@ -1,0 +1,160 @@
+"""Leadership transfer (rules 11 and 50)."""
+
+from __future__ import annotations
+
+import pytest
+from jepsen_like.sim.manual import ManualCluster, ManualNode
+from raftcore.core import effects as ef
+from raftcore.core import events as ev
+from raftcore.core import messages as msg
+from raftcore.core.config import MS
+from raftcore.core.effects import RefusalReason
+from raftcore.core.types import SnapshotMeta
+
+
+def transfer(node: ManualNode, target: str | None = None) -> None:
+    node.step(ev.TransferRequested(node.now_ns, target))
+
+
+def outcomes(node: ManualNode) -> list[tuple[bool, str | None, str]]:
+    found = [e for e in node.effects if isinstance(e, ef.TransferFinished)]
+    return [(e.succeeded, e.target, e.detail) for e in found]
+
+
+def refusals(effects: list[ef.Effect]) -> list[RefusalReason]:
+    return [e.reason for e in effects if isinstance(e, ef.ProposalRefused)]
+
+
+def is_timeout_now(_to: str, message: msg.Message) -> bool:
+    return isinstance(message, msg.TimeoutNow)
+
+
+@pytest.mark.parametrize("target", [None, "b", "c"])
+def test_leadership_moves_without_waiting_for_a_timeout(target: str | None) -> None:
+    c = ManualCluster()
+    leader = c.elect("a")
+    transfer(leader, target)
+    c.deliver()
+    (new,) = c.leaders()
+    assert new == target or target is None
+    assert c[new].raft.term == 2
+    assert outcomes(leader) == [(True, new, "a new term began")]
+
+
+def test_a_target_that_lags_is_brought_up_to_date_first() -> None:
+    c = ManualCluster()
+    leader = c.elect("a")
+    c.isolate("b")
+    leader.propose(b"x")
+    c.deliver()
+    c.heal()
+    transfer(leader, "b")
+    assert not any(is_timeout_now(*pair) for pair in c.collect())
+    c.advance(200)
+    assert c.leaders() == ["b"]
+    assert c["b"].image.entries[1].data == b"x"
+
+
+def test_the_member_furthest_along_and_in_touch_is_chosen() -> None:
+    c = ManualCluster()
+    leader = c.elect("a")
+    c.isolate("c")
+    leader.propose(b"x")
+    c.deliver()
+    transfer(leader)
+    assert [to for to, m in c.collect() if is_timeout_now(to, m)] == ["b"]
+
+
+def test_writes_are_refused_while_it_is_under_way() -> None:
+    c = ManualCluster()
+    leader = c.elect("a")
+    transfer(leader, "b")
+    assert refusals(leader.propose(b"x")) == [RefusalReason.TRANSFERRING]
+
+
+@pytest.mark.parametrize("target", ["a", "zz", "l"])
+def test_a_target_that_can_not_lead_is_refused(target: str) -> None:
+    c = ManualCluster(learners="l")
+    leader = c.elect("a")
+    transfer(leader, target)
+    assert outcomes(leader) == [(False, target, "there is no other voter to hand over to")]
+    assert refusals(leader.propose(b"x")) == []
+
+
+def test_nobody_to_hand_over_to() -> None:
+    c = ManualCluster("a", learners="l")
+    c["a"].time_out()
+    transfer(c["a"])
+    assert [o[0] for o in outcomes(c["a"])] == [False]
+
+
+def test_only_a_leader_hands_over_and_only_once_at_a_time() -> None:
+    c = ManualCluster()
+    leader = c.elect("a")
+    transfer(c["b"], "c")
+    assert outcomes(c["b"]) == [(False, "c", "this node does not lead")]
+    transfer(leader, "b")
+    transfer(leader, "c")
+    assert outcomes(leader) == [(False, "c", "a transfer is under way already")]
+
+
+@pytest.mark.parametrize("step", ["catching up", "order lost", "target dead", "deposed", "no quorum"])
+def test_rule_50_a_transfer_that_fails_anywhere_leaves_no_flag_behind(step: str) -> None:
+    c = ManualCluster()
+    leader = c.elect("a")
+    if step == "catching up":
+        c.isolate("b")
+        leader.propose(b"x")
+        c.deliver()
+    transfer(leader, "b")
+    if step == "order lost":
+        assert c.drop(is_timeout_now) == 1
+    elif step in ("target dead", "no quorum"):
+        c.drop()
+        c.isolate("b" if step == "target dead" else "a")
+    elif step == "deposed":
+        c.drop()
+        leader.receive(msg.HeartbeatReply("c", 7, 0))
+    c.advance(310)
+    (outcome,) = outcomes(leader)
+    assert outcome[0] == (step == "deposed")
+    c.heal()
+    c.drop()
+    c.advance(2000)
+    (new,) = c.leaders()
+    c.set_time(c.now_ns)
+    assert refusals(c[new].propose(b"after")) == []
+    if new != "a":
+        c.set_time(c.now_ns + 10**9)
+        c[new].receive(msg.HeartbeatReply("c", c[new].raft.term + 1, 0))
+        c.elect("a")
+        assert refusals(leader.propose(b"again")) == []
+    c.advance(200)
+    assert len(outcomes(leader)) == 1
+
+
+def test_a_transfer_whose_leadership_ends_without_a_new_term_has_not_succeeded() -> None:
+    """It used to be reported as a success when check-quorum ended the leadership."""
+    c = ManualCluster()
+    leader = c.elect("a")
+    c.set_time(leader.now_ns + 290 * MS)
+    transfer(leader, "b")
+    c.isolate("a")
+    c.advance(20)
+    assert not leader.raft.is_leader
+    assert outcomes(leader) == [(False, "b", "leadership was lost before the hand-over")]
+
+
+def test_a_late_order_to_campaign_is_obeyed_by_followers_that_can_only() -> None:
+    c = ManualCluster("ab", learners="z")
+    for name, role in (("b", "candidate"), ("z", "follower")):
+        node = c[name]
+        node.receive(msg.TimeoutNow("a", 1))
+        assert node.raft.status().role == role
+    busy = ManualCluster()["b"]
+    meta = SnapshotMeta(5, 1, b"", ManualCluster().configuration, 10, b"")
+    busy.receive(msg.SnapshotChunk("a", 1, meta, 0, b"x", 1, 0))
+    busy.receive(msg.TimeoutNow("a", 1))
+    assert busy.raft.status().role == "follower"
+    busy.receive(msg.TimeoutNow("a", 0))
+    assert busy.raft.term == 1
