@@ -21,7 +21,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,13 +117,13 @@ _Yaml12.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|fal
 
 def load_document(name: str) -> Any:
     """A document of ``examples/documents`` as JSON values."""
-    return yaml.load((DOCUMENTS / name).read_text(), _Yaml12)  # noqa: S506 - a SafeLoader
+    return yaml.load((DOCUMENTS / name).read_text(), _Yaml12)
 
 
-def load_schema(name: str) -> Any:
+def schema_text(name: str) -> str:
     """A public schema, as check-jsonschema ships it."""
     package = importlib.resources.files("check_jsonschema")
-    return json.loads((package / "builtin_schemas" / "vendor" / f"{name}.json").read_text())
+    return (package / "builtin_schemas" / "vendor" / f"{name}.json").read_text()
 
 
 def with_member(document: Any, path: Iterable[str | int], value: object) -> Any:
@@ -145,7 +145,7 @@ class Answer:
     """Status, headers and body of a response."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     body: Any
 
 
@@ -191,7 +191,14 @@ class Client:
             headers = {**headers, "Content-Type": "application/json"}
         async with self._session.request(method, url, data=data, headers=headers) as answer:
             raw = await answer.read()
-            return Answer(answer.status, dict(answer.headers), json.loads(raw) if raw else None)
+            return Answer(answer.status, answer.headers, json.loads(raw) if raw else None)
+
+    async def is_ready(self, url: str) -> bool:
+        try:
+            async with self._session.get(f"{url}/ready") as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def must(self, status: int, method: str, path: str, body: object = None) -> Any:
         """The body of an answer that has to have ``status``."""
@@ -222,7 +229,7 @@ class Story:
         return max(self.acknowledged[key])
 
     async def start(self) -> None:
-        """Start all nodes and wait until each is ready; log in."""
+        """Start all nodes and wait until each is ready."""
         for node in self.nodes:
             node.start()
         for node in self.nodes:
@@ -230,14 +237,8 @@ class Story:
 
     async def _until_ready(self, node: LocalNode) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while True:
+            while not await self.client.is_ready(node.url):
                 expect(node.running, f"{node.name} ended: {node.last_log_line()}")
-                try:
-                    async with self.client._session.get(f"{node.url}/ready") as answer:
-                        if answer.status == 200:
-                            return
-                except aiohttp.ClientError:
-                    pass
                 await asyncio.sleep(0.05)
 
     async def log_in(self) -> None:
@@ -256,18 +257,22 @@ class Story:
         project = await self.client.must(201, "POST", "/projects", {"name": "real documents"})
         self.project, self.api_key = project["id"], project["api_key"]
         for case in CASES:
-            schema = load_schema(case.schema)
+            text = schema_text(case.schema)
+            schema = json.loads(text)
             body = {"name": case.schema, "schema": schema}
             registered = await self.client.must(201, "POST", "/schemas", body)
             self.schemas[case.schema] = registered["id"]
-            size = len(json.dumps(schema))
             draft = schema["$schema"].rstrip("#").rpartition("json-schema.org/")[2]
-            print(f"  {case.schema:<18}{size:>8} bytes  {draft}")
-        renovate = {"name": "renovate", "schema": load_schema("renovate")}
-        answer = await self.client.ask("POST", "/schemas", renovate)
-        expect(answer.status == 413, f"the schema of Renovate: {answer.status}")
-        print(f"  renovate          {len(json.dumps(renovate['schema'])):>8} bytes  refused: "
-              f"{answer.status} {answer.body['code']}")  # fmt: skip
+            print(f"  {case.schema:<18}{len(text):>9} bytes  {draft}")
+        await self._register_too_large("renovate")
+
+    async def _register_too_large(self, name: str) -> None:
+        text = schema_text(name)
+        answer = await self.client.ask(
+            "POST", "/schemas", {"name": name, "schema": json.loads(text)}
+        )
+        expect(answer.status == 413, f"the schema of {name}: {answer.status}")
+        print(f"  {name:<18}{len(text):>9} bytes  refused: {answer.status} {answer.body['code']}")
 
     async def store(self) -> None:
         for case in CASES:

@@ -27,6 +27,7 @@ from guardian.adapters.postgres.roles import PostgresRoles
 from guardian.adapters.postgres.schemas import PostgresSchemas
 from guardian.adapters.postgres.users import PostgresUsers
 from guardian.adapters.raft.log import HTTP_ATTRIBUTE, ClusterLog
+from guardian.adapters.schemas.guard import SchemaLimits
 from guardian.adapters.schemas.pool import PoolLimits, WorkerPool
 from guardian.adapters.security.api_keys import ApiKeys
 from guardian.adapters.security.passwords import Argon2Passwords
@@ -207,7 +208,14 @@ class Guardian:
         settings = self.settings
         passwords = Argon2Passwords()
         self._cleanup.callback(passwords.close)
-        validator = WorkerPool(PoolLimits(compile_ms=int(settings.schema_compile_s * 1000)))
+        validator = WorkerPool(
+            PoolLimits(
+                schema=SchemaLimits(
+                    settings.schema_bytes, settings.schema_nodes, settings.schema_depth
+                ),
+                compile_ms=int(settings.schema_compile_s * 1000),
+            )
+        )
         self._cleanup.push_async_callback(validator.close)
         projects, schemas = self._reconcilable
         self._services = Services.of(
@@ -272,6 +280,7 @@ class Guardian:
 
     def _keep_up(self) -> None:
         self._background(self.node.wait_stopped)
+        self._background(self._log.allow_local_when_caught_up)
         self._background(self._sync_state)
         self._background(self._watch_database)
         self._background(lambda: watch_loop_lag(self.metrics))

@@ -21,7 +21,7 @@ from raftcore.core import effects as fx
 from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
 from raftcore.core.errors import CoreError, PeerViolationError
-from raftcore.core.messages import Message
+from raftcore.core.messages import AppendRequest, Heartbeat, Message
 from raftcore.core.raft import Raft
 from raftcore.core.types import Configuration, Entry, NodeId, WriteMark
 from raftcore.errors import (
@@ -87,6 +87,9 @@ class Node:
         self.config = config
         self.options = options or NodeOptions()
         self.counters = Counters()
+        #: the state machine began empty or was thrown away at this start: until a read barrier has
+        #: passed it is older than what this node may have shown before
+        self.rebuilt = False
         self._storage = storage
         self._transport = transport
         self._machine = state_machine
@@ -139,7 +142,8 @@ class Node:
             self._runtime.clock_ns,
         )
         try:
-            recovered = await self._run_on(apply_worker, self._recover)
+            recovery = await self._run_on(apply_worker, self._recover)
+            recovered, self.rebuilt = recovery.state, recovery.rebuilt
             self._raft = Raft(
                 self.config, recovered, self._runtime.rng, self._runtime.clock_ns()
             )  # fmt: skip
@@ -353,8 +357,8 @@ class Node:
         return raft.configuration
 
     def staleness_ms(self) -> int | None:
-        """Age of the last moment at which everything known to be committed was applied here while
-        in contact with the leader; 0 on a leader, None if that never was."""
+        """Age of the last message of the leader at which everything that it had committed was
+        applied here; 0 on a leader, None if that never was."""
         if self.is_leader:
             return 0
         if self._caught_up_ns is None:
@@ -378,12 +382,15 @@ class Node:
 
     def on_message(self, message: Message) -> None:
         self._deliver(ev.MessageReceived(self._now_ns(), message))
+        if isinstance(message, Heartbeat):
+            self._note_contact(message.sender, message.leader_commit)
+        elif isinstance(message, AppendRequest):
+            self._note_contact(message.sender, message.commit)
+
+    def _note_contact(self, sender: NodeId, leader_commit: int) -> None:
+        """The leader was heard, and all that it had committed then is applied here."""
         raft = self._raft
-        if (
-            raft is not None
-            and message.sender == raft.leader_id
-            and raft.applied_index >= raft.commit_index
-        ):
+        if raft is not None and sender == raft.leader_id and raft.applied_index >= leader_commit:
             self._caught_up_ns = self._now_ns()
 
     def on_peer_lost(self, peer: NodeId) -> None:

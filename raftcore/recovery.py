@@ -8,6 +8,7 @@ that the log went back, and the node refuses to run.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 from raftcore.core.raft import RecoveredState
 from raftcore.core.types import Configuration
@@ -18,7 +19,16 @@ from raftcore.storage.base import LogStorage, Recovered
 logger = logging.getLogger(__name__)
 
 
-def recover(storage: LogStorage, machine: StateMachine) -> RecoveredState:
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """Where log and state machine stand. ``rebuilt``: the state was thrown away or was empty, so
+    until it has caught up it is older than what this node has shown before (D5.6)."""
+
+    state: RecoveredState
+    rebuilt: bool
+
+
+def recover(storage: LogStorage, machine: StateMachine) -> Recovery:
     """Load the log, settle the state machine with it, and say where both stand.
 
     Raises:
@@ -32,13 +42,15 @@ def recover(storage: LogStorage, machine: StateMachine) -> RecoveredState:
             f"the state machine has applied {applied.index}, but the log ends at "
             f"{recovered.last_index}: the log went back"
         )
+    rebuilt = applied.index == 0
     if applied.index > 0 and not _fits(storage, recovered, applied):
         logger.warning("the state at index %d does not fit the log; it is rebuilt", applied.index)
         machine.discard()
+        rebuilt = True
         applied = machine.last_applied()
     if applied.index + 1 < recovered.first_index:
         applied = _install(storage, recovered, machine)
-    return _recovered_state(storage, recovered, applied)
+    return Recovery(_recovered_state(storage, recovered, applied), rebuilt)
 
 
 def _fits(storage: LogStorage, recovered: Recovered, applied: AppliedPosition) -> bool:

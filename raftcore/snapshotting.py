@@ -15,7 +15,7 @@ from raftcore.core import effects as fx
 from raftcore.core import events as ev
 from raftcore.core.raft import Raft
 from raftcore.core.types import Configuration, Entry, SnapshotMeta
-from raftcore.errors import OverloadedError
+from raftcore.errors import OverloadedError, RefusedError
 from raftcore.statemachine import AppliedPosition, SnapshotSource, StateMachine
 from raftcore.status import Counters
 from raftcore.storage.base import LogStorage, SnapshotReceiver
@@ -113,6 +113,12 @@ class Snapshotting:
                 for record in source.records():
                     writer.write(record)
                 meta = writer.finish()
+            except RefusedError as error:
+                # The state machine ended the view (it had to grow): no snapshot this time.
+                writer.abort()
+                logger.warning("a snapshot at %d was abandoned: %s", position.index, error)
+                self._post(lambda: self._finished(self._last_index))
+                return
             except BaseException:
                 writer.abort()
                 raise

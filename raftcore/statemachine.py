@@ -36,7 +36,11 @@ class SnapshotSource(Protocol):
     def position(self) -> AppliedPosition: ...
 
     def records(self) -> Iterator[bytes]:
-        """The state as records in a fixed order; each at most a few MiB."""
+        """The state as records in a fixed order; each at most a few MiB.
+
+        May raise a :class:`~raftcore.errors.RefusedError` when the view had to be given up; the
+        snapshot is then abandoned and another is taken later.
+        """
         ...
 
     def close(self) -> None:

@@ -119,6 +119,18 @@ class Revision:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """What the read route answers with. ``version`` is 0 and ``content`` None when the project has
+    no such config; ``state_revision`` is that of the state that was read."""
+
+    project_id: str
+    version: int
+    revision: int
+    content: bytes | None
+    state_revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who is asking, after authentication."""
 

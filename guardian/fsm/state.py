@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from guardian.domain.entities import ApiKeyInfo, Config, Revision, SchemaState
+from guardian.domain.entities import ApiKeyInfo, Config, Revision, SchemaState, Served
 from guardian.fsm.commands import Remembered
 from guardian.fsm.environment import StateEnvironment
 from guardian.fsm.history import Change, change_of, verify_history
@@ -48,18 +48,6 @@ from raftcore.statemachine import AppliedPosition
 
 #: A page of changes ends after about this much content, however many were asked for.
 CHANGES_SIZE_BYTES = 2 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What the read route answers with. ``version`` is 0 and ``content`` None when the project has
-    no such config; ``state_revision`` is that of the state that was read."""
-
-    project_id: str
-    version: int
-    revision: int
-    content: bytes | None
-    state_revision: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,8 +90,10 @@ class Consistency:
         Raises:
             Problem: ``no_leader`` or ``unavailable`` when that takes longer than ``timeout_s``.
         """
-        if self.level is Level.LOCAL and self.min_revision is None:
-            return
+        if self.level is Level.LOCAL:
+            log.require_local()
+            if self.min_revision is None:
+                return
         deadline = time.monotonic() + self.timeout_s
         if self.level is Level.LINEARIZABLE:
             await log.barrier(timeout_s=self.timeout_s)

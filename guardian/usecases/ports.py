@@ -23,6 +23,7 @@ from guardian.domain.entities import (
     User,
 )
 from guardian.domain.entities import SchemaState as SchemaState
+from guardian.domain.entities import Served as Served
 from guardian.domain.problems import Fault
 from guardian.fsm.commands import AnyCommand, AnyResult
 from guardian.fsm.commands import Remembered as Remembered
@@ -75,6 +76,11 @@ class Log(Protocol):
 
     def leader_http_address(self) -> str | None: ...
 
+    def require_local(self) -> None:
+        """Local state may be shown as it is. Raises ``Problem("unavailable")`` while this node
+        rebuilds it and it is older than what was shown before (D5.6)."""
+        ...
+
     def staleness_ms(self) -> int | None:
         """How old local state may be at most: time since the last contact with the leader at which
         this node had applied all that was committed; 0 on the leader; None when unknown."""
@@ -111,6 +117,11 @@ class State(Protocol):
 
     def revision_of(self, project_id: str, key: str, version: int) -> Revision | None:
         """With content."""
+        ...
+
+    def serving_bytes(self, key_digest: bytes, key: str) -> Served | None:
+        """A config as the read route serves it, by a live API key's digest, in one look; None for
+        no live key. Version 0 and no content: there is no such config."""
         ...
 
     def api_key_project(self, key_digest: bytes) -> str | None:

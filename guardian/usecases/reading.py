@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guardian.domain.entities import Config
+from guardian.domain.entities import Served
 from guardian.domain.keys import is_config_key
 from guardian.domain.problems import Problem
 from guardian.usecases.executing import LOCAL, Consistency, Seen
@@ -17,7 +17,7 @@ class Reading:
         self._state = state
         self._codec = codec
 
-    async def read(self, api_key: str, key: str, consistency: Consistency = LOCAL) -> Seen[Config]:
+    async def read(self, api_key: str, key: str, consistency: Consistency = LOCAL) -> Seen[Served]:
         """The config under ``key`` in the API key's project, as fresh as asked.
 
         Raises:
@@ -29,10 +29,9 @@ class Reading:
         if not self._codec.well_formed(api_key):
             raise Problem("invalid_api_key")
         await consistency.ensure(self._log)
-        project_id = self._state.api_key_project(self._codec.digest(api_key))
-        if project_id is None:
+        served = self._state.serving_bytes(self._codec.digest(api_key), key)
+        if served is None:
             raise Problem("invalid_api_key")
-        config = self._state.config(project_id, key) if is_config_key(key) else None
-        if config is None:
+        if served.content is None or not is_config_key(key):
             raise Problem("not_found")
-        return Seen(config, self._state.revision(), self._log.staleness_ms())
+        return Seen(served, served.state_revision, self._log.staleness_ms())

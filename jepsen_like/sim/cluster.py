@@ -5,13 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 
-from raftcore.core import events as ev
-from raftcore.core.config import CoreConfig
-from raftcore.core.messages import Message
-from raftcore.core.quorum import quorum_value
-from raftcore.core.raft import Status
-from raftcore.core.types import NodeId
-
 from jepsen_like.sim.disk import DurableImage
 from jepsen_like.sim.ghost import Ghost, require
 from jepsen_like.sim.manual import configuration_of
@@ -19,6 +12,12 @@ from jepsen_like.sim.network import Network
 from jepsen_like.sim.node import Clock, SimNode
 from jepsen_like.sim.options import SimOptions
 from jepsen_like.sim.scheduler import MS, Scheduler, stream
+from raftcore.core import events as ev
+from raftcore.core.config import CoreConfig
+from raftcore.core.messages import Message
+from raftcore.core.quorum import quorum_value
+from raftcore.core.raft import Status
+from raftcore.core.types import NodeId
 
 ELECTION_TIMEOUT_MS = 300
 

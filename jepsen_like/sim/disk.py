@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jepsen_like.sim.machine import ChainMachine, link
 from raftcore.core.effects import Persist
 from raftcore.core.membership import decode_configuration
 from raftcore.core.raft import RecoveredState
@@ -16,8 +17,6 @@ from raftcore.core.types import (
     Position,
     SnapshotMeta,
 )
-
-from jepsen_like.sim.machine import ChainMachine, link
 
 
 @dataclass(slots=True)
@@ -166,5 +165,3 @@ class DurableImage:
             commit_hint=self.commit_hint,
             applied=applied,
         )
-
-

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from jepsen_like.sim.disk import DurableImage
 from raftcore.core import messages as msg
 from raftcore.core.types import NodeId
-
-from jepsen_like.sim.disk import DurableImage
 
 
 class InvariantViolation(AssertionError):
@@ -66,7 +65,9 @@ class Ghost:
 
     # -- elections ------------------------------------------------------------------------------
 
-    def became_leader(self, node: NodeId, term: int, chain_of: Callable[[int], bytes | None]) -> None:
+    def became_leader(
+        self, node: NodeId, term: int, chain_of: Callable[[int], bytes | None]
+    ) -> None:
         other = self.leaders.setdefault(term, node)
         require(other == node, "I1", f"{other} and {node} both lead term {term}")
         index = self.commit_index

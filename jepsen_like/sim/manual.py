@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from jepsen_like.sim.disk import DurableImage, StoredSnapshot
+from jepsen_like.sim.machine import ChainMachine
 from raftcore.core import effects as ef
 from raftcore.core import events as ev
 from raftcore.core.config import MS, CoreConfig
@@ -27,9 +29,6 @@ from raftcore.core.types import (
     SnapshotMeta,
     WriteMark,
 )
-
-from jepsen_like.sim.disk import DurableImage, StoredSnapshot
-from jepsen_like.sim.machine import ChainMachine
 
 
 def configuration_of(
@@ -228,9 +227,7 @@ class ManualCluster:
             image = DurableImage(self.configuration)
             last_term = entries[-1].term if entries else 0
             term = (terms or {}).get(name, last_term)
-            image.persist(
-                ef.Persist(WriteMark(0, 0), HardState(term), None, tuple(entries), 0)
-            )
+            image.persist(ef.Persist(WriteMark(0, 0), HardState(term), None, tuple(entries), 0))
             config = CoreConfig(node_id=name, **settings)
             self.nodes[name] = ManualNode(config, image, seed=seed)
 

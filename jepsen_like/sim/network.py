@@ -6,10 +6,9 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from jepsen_like.sim.scheduler import MS, Scheduler
 from raftcore.core.messages import Message
 from raftcore.core.types import NodeId
-
-from jepsen_like.sim.scheduler import MS, Scheduler
 
 #: Messages on their way on one link; beyond it new ones are lost, as with a full socket.
 LINK_CAPACITY = 512

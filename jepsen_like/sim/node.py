@@ -13,6 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jepsen_like.sim.disk import DurableImage, StoredSnapshot
+from jepsen_like.sim.ghost import InvariantViolation, require
+from jepsen_like.sim.machine import ChainMachine, link
+from jepsen_like.sim.scheduler import MS, Worker
 from raftcore.core import effects as ef
 from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
@@ -20,11 +24,6 @@ from raftcore.core.errors import PeerViolationError
 from raftcore.core.raft import Raft, Status
 from raftcore.core.replication import ASK_AGAIN_LIMIT
 from raftcore.core.types import NodeId, SnapshotMeta, WriteMark
-
-from jepsen_like.sim.disk import DurableImage, StoredSnapshot
-from jepsen_like.sim.ghost import InvariantViolation, require
-from jepsen_like.sim.machine import ChainMachine, link
-from jepsen_like.sim.scheduler import MS, Worker
 
 if TYPE_CHECKING:
     from jepsen_like.sim.cluster import CoreCluster
@@ -373,9 +372,7 @@ class SimNode:
                 if stored.meta == effect.meta:
                     data = stored.data[effect.offset : effect.offset + effect.max_bytes]
             self.give(
-                lambda now: ev.SnapshotChunkRead(
-                    now, effect.to, effect.meta, effect.offset, data
-                )
+                lambda now: ev.SnapshotChunkRead(now, effect.to, effect.meta, effect.offset, data)
             )
 
         self._disk.submit(read)
@@ -386,9 +383,7 @@ class SimNode:
         def store() -> None:
             if self.run != run or not self.up:
                 return  # a part of a file does not survive
-            require(
-                len(self._received) >= effect.offset, "I16", "a received snapshot with a hole"
-            )
+            require(len(self._received) >= effect.offset, "I16", "a received snapshot with a hole")
             self._received = self._received[: effect.offset] + effect.data
             if len(self._received) < effect.meta.size_bytes:
                 stored = len(self._received)

@@ -7,14 +7,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from raftcore.core import events as ev
-from raftcore.core.errors import CoreError
-
 from jepsen_like.sim.cluster import ELECTION_TIMEOUT_MS, CoreCluster
 from jepsen_like.sim.ghost import InvariantViolation, require
 from jepsen_like.sim.node import SimNode
 from jepsen_like.sim.options import SimOptions
 from jepsen_like.sim.scheduler import MS, stream
+from raftcore.core import events as ev
+from raftcore.core.errors import CoreError
 
 #: Within this time after healing a leader, equal logs, a write and a read everywhere.
 LIVENESS_MS = 20 * ELECTION_TIMEOUT_MS

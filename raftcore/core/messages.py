@@ -78,10 +78,15 @@ class AppendReply(Message):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Message):
-    """Leader contact without log positions; ``commit`` never exceeds what is proven to match."""
+    """Leader contact without log positions; ``commit`` never exceeds what is proven to match.
+
+    ``leader_commit`` is the leader's own commit index. Nothing is committed by it: it tells a
+    follower how far behind it may be.
+    """
 
     commit: int
     read_counter: int
+    leader_commit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

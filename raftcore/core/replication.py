@@ -167,7 +167,7 @@ def send_heartbeat(s: CoreState, leadership: Leadership, peer: NodeId, progress:
     """Contact without positions. Its commit never exceeds what is proven to match (rule 19)."""
     commit = min(s.log.committed, progress.match_index)
     progress.sent_commit = max(progress.sent_commit, commit)
-    heartbeat = Heartbeat(s.node_id, s.term, commit, leadership.read_counter)
+    heartbeat = Heartbeat(s.node_id, s.term, commit, leadership.read_counter, s.log.committed)
     s.send(peer, heartbeat, WaitFor.NOTHING)
 
 

@@ -82,7 +82,8 @@ def on_reply(s: CoreState, progress: Progress, m: SnapshotReply) -> None:
         progress.acknowledge(m.index)
         check_caught_up(s, progress)
     elif progress.feed is not None and m.index == progress.feed.meta.index:
-        progress.feed.offset = max(0, min(m.next_offset, progress.feed.meta.size_bytes))
+        wanted = m.next_offset
+        progress.feed.offset = wanted if 0 <= wanted < progress.feed.meta.size_bytes else 0
         progress.feed.waiting_since_ns = None
 
 

@@ -155,7 +155,15 @@ _LAYOUTS: dict[type[Message], _Layout] = {
                 ("read_counter", check_counter),
             ),
         ),
-        (5, Heartbeat, (("commit", check_index), ("read_counter", check_counter))),
+        (
+            5,
+            Heartbeat,
+            (
+                ("commit", check_index),
+                ("read_counter", check_counter),
+                ("leader_commit", check_index),
+            ),
+        ),
         (6, HeartbeatReply, (("read_counter", check_counter),)),
         (
             7,

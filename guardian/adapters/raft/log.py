@@ -80,6 +80,7 @@ class ClusterLog:
     def __init__(self, state: StateReader) -> None:
         self._state = state
         self._node_or_none: Node | None = None
+        self._local_ready = False
         self._leader_changed = asyncio.Event()
         self._revision_waiters: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
@@ -87,6 +88,7 @@ class ClusterLog:
     def attach(self, node: Node) -> None:
         """Use ``node`` from now on. The node's request handler is :meth:`on_request`."""
         self._node_or_none = node
+        self._local_ready = not node.rebuilt
         node.on_leadership(self._on_leadership)
 
     @property
@@ -246,6 +248,21 @@ class ClusterLog:
             return None
         member = node.configuration.member(node.leader_id)
         return dict(member.attributes).get(HTTP_ATTRIBUTE) if member else None
+
+    def require_local(self) -> None:
+        """See :meth:`guardian.usecases.ports.Log.require_local`."""
+        if not self._local_ready:
+            raise Problem("unavailable", "This node is rebuilding its state", retry_after_s=1.0)
+
+    async def allow_local_when_caught_up(self) -> None:
+        """After a start that rebuilt the state: let local reads wait for one read barrier."""
+        while not self._local_ready:
+            try:
+                await self.barrier(timeout_s=LEADER_WAIT_S)
+            except Problem:
+                await asyncio.sleep(RETRY_PAUSE_S)
+            else:
+                self._local_ready = True
 
     def staleness_ms(self) -> int | None:
         return self._node_or_none.staleness_ms() if self._node_or_none else None

@@ -18,7 +18,14 @@ import fastjsonschema.draft04
 import jsonschema_rs
 
 from guardian.adapters.schemas import faults
-from guardian.adapters.schemas.guard import Draft, GuardedSchema, guard, invalid
+from guardian.adapters.schemas.guard import (
+    DEFAULT_LIMITS,
+    Draft,
+    GuardedSchema,
+    SchemaLimits,
+    guard,
+    invalid,
+)
 from guardian.adapters.schemas.patterns import Pattern
 from guardian.domain.documents import parse_document
 from guardian.domain.problems import Fault, Problem
@@ -41,15 +48,17 @@ class Compiled:
 
     Args:
         body: the schema's JSON text.
+        limits: how large it may be.
 
     Raises:
         Problem: everything that :func:`guard` raises, ``invalid_schema``, ``schema_too_complex``.
     """
 
-    def __init__(self, body: bytes) -> None:
-        guarded = guard(body)
+    def __init__(self, body: bytes, limits: SchemaLimits = DEFAULT_LIMITS) -> None:
+        guarded = guard(body, limits)
         self._guarded = guarded
         self._body = body
+        self._limits = limits
         self._lister: jsonschema_rs.Validator | None = None
         self._accepts: Callable[[object], object] | None = None
         _check_against_metaschema(guarded)
@@ -90,7 +99,7 @@ class Compiled:
     def _listed(self, value: object, raw: bytes) -> FaultList:
         if self._lister is None:
             options = jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACK_LIMIT)
-            self._lister = _compile_modern(guard(self._body), options)
+            self._lister = _compile_modern(guard(self._body, self._limits), options)
         return faults.listed(self._lister.iter_errors(value), value, raw)
 
 

@@ -14,13 +14,26 @@ from typing import Final
 from guardian.domain.documents import JsonLimits, check_limits, parse_document
 from guardian.domain.problems import Fault, Problem
 
-MAX_SCHEMA_BYTES: Final = 1 << 20
-MAX_NODES: Final = 10_000
-MAX_DEPTH: Final = 64
 #: below this a quotient overflows for numbers that documents may hold
 _MIN_MULTIPLE: Final = 1e-9
 
-_LIMITS: Final = JsonLimits(depth=MAX_DEPTH, members=MAX_NODES, too_deep="schema_too_complex")
+
+@dataclass(frozen=True, slots=True)
+class SchemaLimits:
+    """How large a schema may be.
+
+    Args:
+        size_bytes: of its text.
+        nodes: values in arrays and objects, all levels together.
+        depth: levels of arrays and objects.
+    """
+
+    size_bytes: int = 1 << 20
+    nodes: int = 10_000
+    depth: int = 64
+
+
+DEFAULT_LIMITS: Final = SchemaLimits()
 
 
 class Draft(Enum):
@@ -51,19 +64,20 @@ class GuardedSchema:
     patterns: tuple[str, ...]
 
 
-def guard(body: bytes) -> GuardedSchema:
+def guard(body: bytes, limits: SchemaLimits = DEFAULT_LIMITS) -> GuardedSchema:
     """Parse and check a schema.
 
     Raises:
         Problem: ``schema_too_complex`` beyond the limits, ``unsupported_draft``,
             ``remote_ref_forbidden`` with the pointers, ``invalid_schema`` for what is no schema.
     """
-    check_size(body)
+    check_size(body, limits)
+    json_limits = JsonLimits(limits.depth, limits.nodes, too_deep="schema_too_complex")
     try:
-        check_limits(body, _LIMITS)
+        check_limits(body, json_limits)
     except Problem as problem:
         raise Problem("schema_too_complex", problem.detail) from None
-    schema = parse_document(body, _LIMITS)
+    schema = parse_document(body, json_limits)
     if isinstance(schema, bool):
         return GuardedSchema(DEFAULT_DRAFT, schema, ())
     if not isinstance(schema, dict):
@@ -81,10 +95,10 @@ def guard(body: bytes) -> GuardedSchema:
     return GuardedSchema(draft, schema, tuple(sorted(patterns)))
 
 
-def check_size(body: bytes) -> None:
-    """Raises ``Problem("schema_too_complex")`` for a body beyond 1 MiB."""
-    if len(body) > MAX_SCHEMA_BYTES:
-        raise Problem("schema_too_complex", f"Larger than {MAX_SCHEMA_BYTES} bytes")
+def check_size(body: bytes, limits: SchemaLimits = DEFAULT_LIMITS) -> None:
+    """Raises ``Problem("schema_too_complex")`` for a body beyond the limit."""
+    if len(body) > limits.size_bytes:
+        raise Problem("schema_too_complex", f"Larger than {limits.size_bytes} bytes")
 
 
 def invalid(pointer: str, message: str) -> Problem:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Self
 
 import guardian
-from guardian.adapters.schemas.guard import check_size
+from guardian.adapters.schemas.guard import DEFAULT_LIMITS, SchemaLimits, check_size
 from guardian.adapters.schemas.protocol import (
     MAX_REPLY_BYTES,
     REPLY,
@@ -40,6 +40,7 @@ class PoolLimits:
     """Bounds of the pool.
 
     Args:
+        schema: how large a schema may be.
         workers: processes at most; each is started when it is first needed.
         queue: jobs waiting for a worker at most.
         compile_ms: CPU time for guarding and compiling a schema, milliseconds.
@@ -49,6 +50,7 @@ class PoolLimits:
         wait_s: time a job may wait for a worker, seconds.
     """
 
+    schema: SchemaLimits = DEFAULT_LIMITS
     workers: int = 2
     queue: int = 64
     compile_ms: int = 2000
@@ -65,7 +67,8 @@ class WorkerDiedError(Exception):
 class _Process:
     """One worker process and its pipes. Used by one job at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: SchemaLimits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         self._process: asyncio.subprocess.Process | None = None
         #: insertion-ordered set of digests, oldest first
         self._known: dict[bytes, None] = {}
@@ -86,6 +89,7 @@ class _Process:
             "-m",
             "guardian.adapters.schemas.worker",
             str(os.getpid()),
+            *map(str, (self._limits.size_bytes, self._limits.nodes, self._limits.depth)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=MAX_REPLY_BYTES,
@@ -148,7 +152,7 @@ class WorkerPool:
 
     def __init__(self, limits: PoolLimits | None = None) -> None:
         self._limits = limits or PoolLimits()
-        self._idle = [_Process() for _ in range(self._limits.workers)]
+        self._idle = [_Process(self._limits.schema) for _ in range(self._limits.workers)]
         self._all = tuple(self._idle)
         self._free = asyncio.Semaphore(self._limits.workers)
         self._waiting = 0
@@ -175,7 +179,7 @@ class WorkerPool:
             Problem: ``invalid_schema``, ``unsupported_draft``, ``remote_ref_forbidden``,
                 ``schema_too_complex``; ``overloaded``.
         """
-        check_size(body)
+        check_size(body, self._limits.schema)
         digest = hashlib.sha256(body).digest()
         await self._run(self._request(Operation.CHECK, digest, body, b""))
 

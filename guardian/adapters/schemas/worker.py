@@ -17,6 +17,7 @@ import sys
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from guardian.adapters.schemas.guard import DEFAULT_LIMITS, SchemaLimits
 from guardian.adapters.schemas.protocol import (
     MAX_REPLY_BYTES,
     REQUEST,
@@ -42,7 +43,8 @@ _OUT: Final = 1
 class Worker:
     """Does jobs, keeping the schemas it compiled last."""
 
-    def __init__(self, cache_size: int = CACHE_SIZE) -> None:
+    def __init__(self, limits: SchemaLimits = DEFAULT_LIMITS, cache_size: int = CACHE_SIZE) -> None:
+        self._limits = limits
         self._cache_size = cache_size
         self._compiled: OrderedDict[bytes, Compiled] = OrderedDict()
 
@@ -77,7 +79,7 @@ class Worker:
 
         limit_cpu_time(request.compile_ms)
         try:
-            compiled = Compiled(request.body)
+            compiled = Compiled(request.body, self._limits)
         finally:
             limit_cpu_time(0)
         self._compiled[request.digest] = compiled
@@ -135,7 +137,7 @@ def main() -> None:
     end_with_parent(int(sys.argv[1]))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    worker = Worker()
+    worker = Worker(SchemaLimits(*map(int, sys.argv[2:5])))
     _write(Reply(Verdict.READY))
     while True:
         _write(worker.do(_read_request()))

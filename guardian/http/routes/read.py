@@ -36,13 +36,15 @@ async def _read(exchange: Exchange, api_key: str) -> web.Response:
     consistency = exchange.consistency(Level.LOCAL)
     seen = await exchange.services.reading.read(api_key, exchange.path("key"), consistency)
     config = seen.value
+    assert config.content is not None, "what is not there was refused"
+    key = exchange.path("key")
     headers = seen_headers(seen, consistency)
     headers["ETag"] = f'"{config.version}"'
     headers["Cache-Control"] = _CACHE_CONTROL
     if none_match(exchange.request, config.version):
         return web.Response(status=304, headers=headers)
     body = b'{"key":%b,"version":%d,"content":%b}' % (
-        msgspec.json.encode(config.key),
+        msgspec.json.encode(key),
         config.version,
         config.content,
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from guardian.domain.entities import Served
 from guardian.fsm.commands import (
     AbortSchemaAttempt,
     CreateConfig,
@@ -15,7 +16,7 @@ from guardian.fsm.commands import (
     RevokeKey,
     UpdateConfig,
 )
-from guardian.fsm.state import Served, StateReader
+from guardian.fsm.state import StateReader
 from guardian.usecases import ports
 from raftcore.core.types import EntryType
 

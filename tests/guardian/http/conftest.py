@@ -102,6 +102,9 @@ class OneNodeLog:
     def leader_http_address(self) -> str | None:
         return self.leader_address
 
+    def require_local(self) -> None:
+        return None
+
     def staleness_ms(self) -> int | None:
         return 0 if self.leader else 17
 

@@ -22,6 +22,7 @@ from guardian.domain.entities import (
     Role,
     RoleGrant,
     Schema,
+    Served,
     User,
 )
 from guardian.domain.problems import Fault, Problem
@@ -208,6 +209,7 @@ class World:
         #: called with each command before it is decided: the others of this world
         self.before: Callable[[c.AnyCommand], None] | None = None
         self.no_leader = False
+        self.rebuilding = False
 
     # Log
 
@@ -249,6 +251,10 @@ class World:
     def leader_http_address(self) -> str | None:
         return None
 
+    def require_local(self) -> None:
+        if self.rebuilding:
+            raise Problem("unavailable")
+
     def staleness_ms(self) -> int | None:
         return 5
 
@@ -280,6 +286,15 @@ class World:
     def revision_of(self, project_id: str, key: str, version: int) -> Revision | None:
         found = self.view.revisions.get((project_id, key), [])
         return next((r for r in found if r.version == version), None)
+
+    def serving_bytes(self, key_digest: bytes, key: str) -> Served | None:
+        project_id = self.api_key_project(key_digest)
+        if project_id is None:
+            return None
+        config = self.config(project_id, key)
+        if config is None:
+            return Served(project_id, 0, 0, None, self.revision())
+        return Served(project_id, config.version, config.revision, config.content, self.revision())
 
     def api_key_project(self, key_digest: bytes) -> str | None:
         info = self.view.keys.get(key_digest)

@@ -290,6 +290,14 @@ async def test_a_read_by_key_touches_no_postgres_and_no_leader(ready: Any) -> No
     assert await code_of(ready.services.reading.read("cfg_9", "k")) == "invalid_api_key"
 
 
+async def test_local_reads_are_refused_while_the_node_rebuilds_its_state(ready: Any) -> None:
+    ready.world.rebuilding = True
+    assert await code_of(ready.services.reading.read(ready.key, "k")) == "unavailable"
+    assert await code_of(ready.services.reading.read(ready.key, "k", FRESH)) == "not_found"
+    ready.world.rebuilding = False
+    assert await code_of(ready.services.reading.read(ready.key, "k")) == "not_found"
+
+
 async def test_a_key_with_a_typo_costs_no_barrier(ready: Any) -> None:
     ready.world.barriers = 0
     assert await code_of(ready.services.reading.read("typo", "k", FRESH)) == "invalid_api_key"

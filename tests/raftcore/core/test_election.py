@@ -5,13 +5,15 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+
 from jepsen_like.sim.manual import ManualCluster, ManualNode, configuration_of
 from raftcore.core import effects as ef
+from raftcore.core import events as ev
 from raftcore.core import messages as msg
 from raftcore.core.config import MS
 from raftcore.core.errors import InvariantError
 from raftcore.core.messages import Message
-from raftcore.core.types import SnapshotMeta
+from raftcore.core.types import SnapshotMeta, WriteMark
 
 TIMEOUT_NS = 300 * MS
 ONE_BYTE_SNAPSHOT = SnapshotMeta(1, 1, b"", configuration_of("abc"), 1, b"")
@@ -187,7 +189,9 @@ def test_an_election_lost_by_a_majority_of_refusals_ends_at_once() -> None:
     for voter in "bc":
         node.receive(msg.VoteReply(voter, 0, False, True))
     assert node.raft.status().role == "follower"
-    assert node.raft.status().not_leader_because == "it waits for a leader or for its election timeout"
+    assert (
+        node.raft.status().not_leader_because == "it waits for a leader or for its election timeout"
+    )
 
 
 def test_a_candidate_does_not_lead_before_its_own_vote_is_durable() -> None:
@@ -202,6 +206,18 @@ def test_a_candidate_does_not_lead_before_its_own_vote_is_durable() -> None:
     assert node.raft.status().role == "candidate"
     node.flush()
     assert node.raft.is_leader
+
+
+def test_the_own_vote_counts_once_however_often_its_write_is_reported() -> None:
+    node = ManualCluster("abcde")["a"]
+    node.time_out()
+    for voter in "bc":
+        node.receive(msg.VoteReply(voter, 1, True, True))
+    node.receive(msg.VoteReply("b", 1, True))
+    deadline = node.raft.next_deadline_ns
+    assert node.step(ev.WriteDurable(node.now_ns, WriteMark(1, 1))) == []
+    assert node.raft.status().role == "candidate"
+    assert node.raft.next_deadline_ns == deadline
 
 
 def test_a_slow_write_of_the_own_vote_does_not_eat_the_time_of_the_round() -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from jepsen_like.sim.manual import configuration_of
 from raftcore.core.membership import (
     ConfigurationStack,

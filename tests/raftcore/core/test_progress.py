@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from jepsen_like.sim.manual import configuration_of
 from raftcore.core.progress import InFlight, Progress, ProgressState
 from raftcore.core.types import SnapshotMeta

@@ -7,6 +7,7 @@ from itertools import combinations, product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from jepsen_like.sim.manual import configuration_of
 from raftcore.core.quorum import VoteResult, majority_size, quorum_value, vote_result
 from raftcore.core.types import Configuration

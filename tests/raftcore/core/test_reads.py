@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from jepsen_like.sim.manual import ManualCluster, ManualNode
 from raftcore.core import effects as ef
 from raftcore.core import events as ev

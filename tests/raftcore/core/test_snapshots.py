@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from jepsen_like.sim.disk import StoredSnapshot
 from jepsen_like.sim.machine import ChainMachine
 from jepsen_like.sim.manual import (
@@ -91,6 +92,22 @@ def test_a_follower_behind_the_log_is_fed_a_snapshot_and_goes_on_from_there() ->
     leader.propose(b"z")
     c.deliver()
     assert c["b"].machine == leader.machine
+
+
+def test_a_new_leader_finds_out_by_a_rejection_that_only_a_snapshot_helps() -> None:
+    c, leader = lagging()
+    c.isolate("b")
+    term = leader.raft.term
+    c["c"].receive(msg.TimeoutNow("a", term))
+    c.deliver()
+    assert c.leaders() == ["c"]
+    c["c"].take_snapshot()
+    c.deliver()
+    assert c["c"].raft.status().first_index > 1
+    c.heal()
+    c.advance(100)
+    assert c["b"].image.snapshots
+    assert c["b"].machine == c["c"].machine
 
 
 def test_chunks_follow_each_other_without_waiting_for_heartbeats() -> None:
@@ -212,8 +229,19 @@ def test_an_answer_about_another_snapshot_does_not_move_the_feed() -> None:
     leader.receive(msg.SnapshotReply("b", 1, 1, 400, False, 1, 0))
     assert peer(leader, "b").snapshot_offset == 0
     index = leader.image.snapshots[-1].meta.index
-    leader.receive(msg.SnapshotReply("b", 1, index, 10**9, False, 1, 0))
-    assert peer(leader, "b").snapshot_offset == leader.image.snapshots[-1].meta.size_bytes
+    leader.receive(msg.SnapshotReply("b", 1, index, 400, False, 1, 0))
+    assert peer(leader, "b").snapshot_offset == 400
+
+
+@pytest.mark.parametrize("offset", [-1, 900, 10**9])
+def test_an_answer_that_wants_bytes_beyond_the_end_begins_the_transfer_anew(offset: int) -> None:
+    """It used to stop the leader, which took the empty read for a lost snapshot."""
+    _, leader = lagging()
+    leader.receive(msg.HeartbeatReply("b", 1, 0))
+    index = leader.image.snapshots[-1].meta.index
+    leader.receive(msg.SnapshotReply("b", 1, index, 400, False, 1, 0))
+    leader.receive(msg.SnapshotReply("b", 1, index, offset, False, 1, 0))
+    assert peer(leader, "b").snapshot_offset == 0
 
 
 def test_feeding_without_a_snapshot_stops_the_node() -> None:
@@ -270,6 +298,7 @@ def hold_install(node: ManualNode, stored: StoredSnapshot) -> ef.StoreSnapshotCh
 
 def test_rule_44_nothing_is_appended_committed_or_applied_during_an_install() -> None:
     node = ManualCluster(logs={"a": [1]})["a"]
+    node.receive(msg.AppendRequest("b", 5, 1, 1, 1, 1, 0))
     store = hold_install(node, snapshot(1, 1, 1))
     before = node.raft.status()
     entries = tuple(log_of(1, 1, 1, 1)[1:])
@@ -278,10 +307,11 @@ def test_rule_44_nothing_is_appended_committed_or_applied_during_an_install() ->
     assert [type(e) for e in effects] == [ef.Send], "contact is confirmed all the same"
     node.receive(chunk("b", 5, snapshot(1, 1, 1), 800))
     node.receive(chunk("b", 5, snapshot(1), 0))
+    assert answers(node) == [], "not even what is stale is answered now"
     node.time_out()
     after = node.raft.status()
     assert (after.last_index, after.commit_index, after.term, after.role) == (
-        before.last_index, 0, 5, "follower",
+        before.last_index, 1, 5, "follower",
     )  # fmt: skip
     node.outbox.clear()
     node._execute(store)
@@ -336,7 +366,7 @@ def test_a_chunk_out_of_order_is_answered_with_what_is_wanted() -> None:
 
 
 def test_a_chunk_while_one_is_being_written_is_ignored() -> None:
-    node = ManualCluster()["a"]
+    node = ManualCluster(terms={"a": 5})["a"]
     stored = snapshot(1)
     first = node.raft.step(ev.MessageReceived(0, chunk("b", 5, stored, 0)))
     assert any(isinstance(e, ef.StoreSnapshotChunk) for e in first)
@@ -453,11 +483,14 @@ def test_a_configuration_in_a_compacted_part_stays_in_force() -> None:
     entries = (*log_of(1), Entry(2, 1, EntryType.CONFIGURATION, encode_configuration(wider)))
     node.receive(msg.AppendRequest("b", 1, 0, 0, 2, 1, 0, entries))
     assert node.raft.configuration == wider
+    node.start()
+    assert node.raft.configuration == wider, "from the log"
+    node.receive(msg.AppendRequest("b", 1, 2, 1, 2, 2, 0))
     node.take_snapshot()
     assert node.raft.status().first_index == 3
     assert node.raft.configuration_at(2) == wider
     node.start()
-    assert node.raft.configuration == wider
+    assert node.raft.configuration == wider, "from the snapshot"
 
 
 def test_a_truncated_configuration_goes_out_of_force_on_the_node() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from jepsen_like.sim.manual import ManualCluster, ManualNode
 from raftcore.core import effects as ef
 from raftcore.core import events as ev
@@ -98,7 +99,9 @@ def test_only_a_leader_hands_over_and_only_once_at_a_time() -> None:
     assert outcomes(leader) == [(False, "c", "a transfer is under way already")]
 
 
-@pytest.mark.parametrize("step", ["catching up", "order lost", "target dead", "deposed", "no quorum"])
+@pytest.mark.parametrize(
+    "step", ["catching up", "order lost", "target dead", "deposed", "no quorum"]
+)
 def test_rule_50_a_transfer_that_fails_anywhere_leaves_no_flag_behind(step: str) -> None:
     c = ManualCluster()
     leader = c.elect("a")

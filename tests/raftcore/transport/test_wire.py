@@ -74,7 +74,7 @@ SAMPLES: dict[str, Message] = {
     "append_request": AppendRequest("n1", 4, 7, 2, 6, 300, 12, ENTRIES),
     "append_request_empty": AppendRequest("n1", 4, 10, 3, 10, 301, 13),
     "append_reply": AppendReply("n1", 4, False, 0, 6, 2, 300, 12),
-    "heartbeat": Heartbeat("n1", 4, 9, 14),
+    "heartbeat": Heartbeat("n1", 4, 9, 14, 11),
     "heartbeat_reply": HeartbeatReply("n1", 4, 14),
     "snapshot_chunk": SnapshotChunk("n1", 4, META, 256, b"chunk", 5, 15),
     "snapshot_reply": SnapshotReply("n1", 4, 7, 261, True, 5, 15),

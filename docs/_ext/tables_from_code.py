@@ -1,0 +1,84 @@
+"""Directives that write tables of the documentation from the tables in the code.
+
+``{from-code} codes`` and the like; the content of the directive is not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from guardian.domain.problems import CODES
+from guardian.http.endpoints import ENDPOINTS, codes_of
+from guardian.settings import settings_reference
+from raftcore.errors import ExitCode
+
+_RETRY = {
+    "no": "no: it will be refused again",
+    "later": "yes, after `Retry-After`",
+    "fresh": "after reading the current version",
+    "with_key": "only with the same `Idempotency-Key`",
+}
+
+
+def codes() -> str:
+    """Every problem code, its status and whether to try again."""
+    lines = ["| code | status | meaning | retry |", "|---|---|---|---|"]
+    for code, info in CODES.items():
+        lines.append(f"| `{code}` | {info.status} | {info.title} | {_RETRY[info.retry]} |")
+    return "\n".join(lines)
+
+
+def endpoints() -> str:
+    """Every endpoint, who may call it, and the codes that are its own."""
+    lines = ["| request | what it does | who may | success |", "|---|---|---|---|"]
+    for endpoint in ENDPOINTS:
+        lines.append(
+            f"| `{endpoint.method} {endpoint.path}` | {endpoint.summary} "
+            f"| {endpoint.right.value} | {endpoint.success} |"
+        )
+    return "\n".join(lines)
+
+
+def endpoint_codes() -> str:
+    """Every problem code that each endpoint of the API may answer with."""
+    lines = ["| operation | codes |", "|---|---|"]
+    for endpoint in ENDPOINTS:
+        if endpoint.is_api:
+            listed = ", ".join(f"`{code}`" for code in codes_of(endpoint))
+            lines.append(f"| `{endpoint.operation}` | {listed} |")
+    return "\n".join(lines)
+
+
+def exit_codes() -> str:
+    """Every exit code of the library; the words are in the page."""
+    lines = ["| exit code | name |", "|---|---|"]
+    lines += [f"| {code.value} | `{code.name}` |" for code in ExitCode]
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "codes": codes,
+    "endpoints": endpoints,
+    "endpoint-codes": endpoint_codes,
+    "exit-codes": exit_codes,
+    "settings": settings_reference,
+}
+
+
+class FromCode(SphinxDirective):
+    """``{from-code} NAME``: the table of that name."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(TABLES[self.arguments[0]]())
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("from-code", FromCode)
+    return {"version": "1", "parallel_read_safe": True}
