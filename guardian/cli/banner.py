@@ -19,18 +19,27 @@ def show_first_admin(settings: Settings, email: str, password: str) -> None:
     )
 
 
-def show_ready(settings: Settings, guardian: Guardian) -> None:
-    """Where the node listens and what to type next; in text mode only."""
+def show_ready(settings: Settings, guardian: Guardian, password: str | None) -> None:
+    """Where the node listens and what to type next; in text mode only.
+
+    ``password`` is the administrator's if it was generated at this very start.
+    """
     if settings.log_format != "text":
         return
     url = f"http://{guardian.http.address}"
+    if password is None:
+        hint = "Try it (PASSWORD is the one that was printed at the first start):"
+        given = "'$PASSWORD'"
+    else:
+        hint = "Try it:"
+        given = password
     print(
         f"""
 Guardian {settings.node_id} is ready at {url}   (API: {url}/docs, health: {url}/ready)
 
-Try it (put the password printed at the first start into PASSWORD; the pipes need only python3):
+{hint}
 
-  TOKEN=$(curl -s {url}/api/v1/auth/login -H 'Content-Type: application/json' -d '{{"email":"{settings.admin_email}","password":"'$PASSWORD'"}}' | python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])')
+  TOKEN=$(curl -s {url}/api/v1/auth/login -H 'Content-Type: application/json' -d '{{"email":"{settings.admin_email}","password":"{given}"}}' | python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])')
   curl -s {url}/api/v1/projects -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' -d '{{"name":"shop"}}'
   curl -s {url}/api/v1/cluster -H "Authorization: Bearer $TOKEN"
 

@@ -99,6 +99,13 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopping.set)
+    created: list[str] = []
+
+    def on_admin_created(email: str, password: str) -> None:
+        show_first_admin(settings, email, password)
+        if settings.admin_password is None:
+            created.append(password)
+
     database_url = settings.database_url or (postgres.dsn if postgres else "")
     guardian = Guardian(
         settings,
@@ -108,7 +115,7 @@ async def _serve(
         first_admin=FirstAdmin(
             settings.admin_email,
             settings.admin_password or secrets.token_urlsafe(15),
-            lambda email, password: show_first_admin(settings, email, password),
+            on_admin_created,
         ),
         postgres=postgres,
         on_progress=lambda text: _say(settings, text),
@@ -122,7 +129,7 @@ async def _serve(
         return 0
     interrupted.cancel()
     await starting
-    show_ready(settings, guardian)
+    show_ready(settings, guardian, created[0] if created else None)
     return await _until_stopped(settings, guardian, stopping)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jepsen_like.sim.cluster import CoreCluster
-from jepsen_like.sim.ghost import InvariantViolation
+from jepsen_like.sim.ghost import BrokenInvariantError
 from jepsen_like.sim.options import SimOptions
 from jepsen_like.sim.runner import SeedResult, run_seed
 
-__all__ = ["CoreCluster", "InvariantViolation", "SeedResult", "SimOptions", "run_seed"]
+__all__ = ["BrokenInvariantError", "CoreCluster", "SeedResult", "SimOptions", "run_seed"]

@@ -14,7 +14,7 @@ from raftcore.core import messages as msg
 from raftcore.core.types import NodeId
 
 
-class InvariantViolation(AssertionError):
+class BrokenInvariantError(AssertionError):
     """An invariant does not hold. ``invariant`` is its name."""
 
     def __init__(self, invariant: str, detail: str) -> None:
@@ -24,7 +24,7 @@ class InvariantViolation(AssertionError):
 
 def require(holds: bool, invariant: str, detail: str) -> None:
     if not holds:
-        raise InvariantViolation(invariant, detail)
+        raise BrokenInvariantError(invariant, detail)
 
 
 class Receiver(Protocol):

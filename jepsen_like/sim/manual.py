@@ -1,7 +1,7 @@
 """Cores stepped by hand: nothing is delivered, written or applied until the caller says so.
 
-For scenarios in which the schedule *is* the test. :class:`ManualNode` executes effects in the plainest
-way; by default its disk and state machine are immediate, and can be held back one by one.
+For scenarios in which the schedule *is* the test. :class:`ManualNode` executes effects in the
+plainest way; by default its disk and state machine are immediate, and can be held back one by one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class ManualNode:
         self.received = b""
         self.durable = 0
         self.outbox.clear()
-        rng = random.Random(self.seed)
+        rng = random.Random(self.seed)  # noqa: S311 - the same timeouts in every run
         recovered = self.image.recover(self.machine.index)
         self.raft = Raft(self.config, recovered, rng, self.now_ns)
 

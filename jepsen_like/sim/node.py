@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jepsen_like.sim.disk import DurableImage, StoredSnapshot
-from jepsen_like.sim.ghost import InvariantViolation, require
+from jepsen_like.sim.ghost import BrokenInvariantError, require
 from jepsen_like.sim.machine import ChainMachine, link
 from jepsen_like.sim.scheduler import MS, Worker
 from raftcore.core import effects as ef
@@ -113,7 +113,7 @@ class SimNode:
         self._snapshotting = False
         self._role, self._commit = "follower", 0
         self._inbox.clear()
-        rng = random.Random(cluster.node_rng.getrandbits(64))
+        rng = random.Random(cluster.node_rng.getrandbits(64))  # noqa: S311 - reproducible
         self.clock.offset_ns = cluster.node_rng.randrange(10**12)
         recovered = image.recover(self.machine.index)
         now = self.clock.local(cluster.scheduler.now_ns)
@@ -172,7 +172,7 @@ class SimNode:
         try:
             effects = self.raft.step(event)
         except PeerViolationError as error:
-            raise InvariantViolation("protocol", f"{self.name}: {error}") from error
+            raise BrokenInvariantError("protocol", f"{self.name}: {error}") from error
         self._execute(effects, before)
 
     def _execute(self, effects: list[ef.Effect], before: Status) -> None:

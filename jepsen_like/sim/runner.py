@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jepsen_like.sim.cluster import ELECTION_TIMEOUT_MS, CoreCluster
-from jepsen_like.sim.ghost import InvariantViolation, require
+from jepsen_like.sim.ghost import BrokenInvariantError, require
 from jepsen_like.sim.node import SimNode
 from jepsen_like.sim.options import SimOptions
 from jepsen_like.sim.scheduler import MS, stream
@@ -39,7 +39,7 @@ def run_seed(seed: int, options: SimOptions | None = None) -> SeedResult:
     failure = invariant = None
     try:
         Run(cluster).whole()
-    except InvariantViolation as error:
+    except BrokenInvariantError as error:
         failure, invariant = str(error), error.invariant
     except (CoreError, AssertionError) as error:
         # The core noticed by itself that something is wrong, which in a run without damaged

@@ -57,7 +57,7 @@ def test_last_index_with_term_at_most_agrees_with_a_linear_search(
     before = Position(1 if before_index else 0, before_index)
     log = log_with(*terms, before=before)
     there = {before.index: before.term}
-    there |= {i: t for i, t in enumerate(terms, start=before.index + 1)}
+    there |= dict(enumerate(terms, start=before.index + 1))
     fitting = [i for i in there if i <= index and there[i] <= term]
     best = max(fitting, default=before.index)
     assert log.last_index_with_term_at_most(index, term) == (best, there[best])

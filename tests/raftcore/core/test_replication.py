@@ -443,7 +443,7 @@ def test_entries_out_of_memory_are_read_from_storage_for_a_peer() -> None:
 
 
 def test_rule_29_a_short_read_is_sent_and_the_rest_is_read_next() -> None:
-    c, leader = far_behind()
+    _, leader = far_behind()
     (read,) = leader.to_read
     leader.to_read.clear()
     leader.step(ev.EntriesRead(leader.now_ns, read.request_id, tuple(leader.image.entries[:2])))
@@ -472,11 +472,11 @@ def test_rule_29_a_wrong_read_stops_the_sender(wrong: str) -> None:
 
 def test_an_acknowledgement_during_a_read_moves_the_peer_on() -> None:
     """Found by simulation: the leader took its own progress for misuse by the driver."""
-    c, leader = far_behind()
+    _, leader = far_behind()
     (read,) = leader.to_read
     leader.receive(msg.AppendReply("b", leader.raft.term, True, 3, 0, 0, 1, 0))
     leader.step(ev.EntriesRead(leader.now_ns, read.request_id, tuple(leader.image.entries)))
-    assert [e.index for e in requests(leader.outbox, "b")[-1].entries][0] == 4
+    assert requests(leader.outbox, "b")[-1].entries[0].index == 4
 
 
 def test_an_acknowledgement_of_all_that_is_being_read_leaves_nothing_to_send() -> None:
