@@ -43,4 +43,6 @@ nitpick_ignore_regex = [
     (r"py:.*", r"raftcore\.(core|storage|transport|workers|node|runtime|status)\..*"),
     (r"py:.*", r"(fx|ev|waiters)\..*"),
     (r"py:.*", r"[A-Za-z_]+"),
+    (r"py:.*", r"os\.PathLike"),
+    (r"py:.*", r".* .*"),  # napoleon takes "what: more" of an attribute's docstring for a type
 ]

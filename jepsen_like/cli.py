@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from typing import NoReturn
 
 from jepsen_like.sim.runner import SeedResult, run_seed
 
@@ -29,9 +30,17 @@ def seed_range(text: str) -> range:
     return seeds
 
 
+class Parser(argparse.ArgumentParser):
+    """Exits with 3 on a wrong command line: argparse's own 2 means "unknown" here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(HARNESS_ERROR, f"{self.prog}: error: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The commands. Each names the function that runs it as ``run``."""
-    top = argparse.ArgumentParser(prog="python -m jepsen_like", description=__doc__)
+    top = Parser(prog="python -m jepsen_like", description=__doc__)
     commands = top.add_subparsers(required=True, metavar="command")
     sim = commands.add_parser("sim", help="simulate whole clusters, one per seed")
     sim.add_argument("--seeds", type=seed_range, default=range(200), metavar="FIRST:LAST")

@@ -36,7 +36,9 @@ class CoreCluster:
         self._disk_rng = stream(seed, "disk")
         self._disk_ms = options.disk_ms
         self._crash_in_step = options.crash_in_step
+        self._crash_new_leader = options.crash_new_leader
         self._digest = hashlib.sha256()
+        self.healed = False
         self.network = Network(
             self.scheduler,
             stream(seed, "network"),
@@ -95,6 +97,9 @@ class CoreCluster:
     def crashes_here(self) -> bool:
         return self._crash_in_step > 0 and self.crash_rng.random() < self._crash_in_step
 
+    def crashes_soon(self) -> bool:
+        return self._crash_new_leader > 0 and self.crash_rng.random() < self._crash_new_leader
+
     def _deliver(self, to: NodeId, message: Message) -> None:
         self.nodes[to].give(lambda now: ev.MessageReceived(now, message))
 
@@ -122,8 +127,9 @@ class CoreCluster:
 
     def be_good(self) -> None:
         """End of the safety phase: everything heals and everybody is up."""
+        self.healed = True
         self.network.be_good(5.0)
-        self._crash_in_step = 0.0
+        self._crash_in_step = self._crash_new_leader = 0.0
         self._disk_ms = min(self._disk_ms, 5.0)
         for node in self.nodes.values():
             node.resume()

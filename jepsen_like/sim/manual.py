@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jepsen_like.sim.disk import DurableImage, StoredSnapshot
@@ -213,8 +213,8 @@ class ManualCluster:
         voters: Sequence[NodeId] = ("a", "b", "c"),
         *,
         learners: Sequence[NodeId] = (),
-        logs: dict[NodeId, Sequence[int]] | None = None,
-        terms: dict[NodeId, int] | None = None,
+        logs: Mapping[NodeId, Sequence[int]] | None = None,
+        terms: Mapping[NodeId, int] | None = None,
         **settings: int,
     ) -> None:
         self.configuration = configuration_of(voters, learners)

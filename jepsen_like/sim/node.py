@@ -121,6 +121,10 @@ class SimNode:
         self._commit = self.raft.commit_index
         self._schedule_tick()
 
+    def _crash_if(self, run: int) -> None:
+        if run == self.run and self.up and not self.cluster.healed:
+            self.crash()
+
     def crash(self) -> None:
         """Lose everything that is not durable. A transaction in progress is cut anywhere."""
         self.up = False
@@ -227,6 +231,10 @@ class SimNode:
         if after.role == "leader" and (before.role != "leader" or before.term != after.term):
             ghost.became_leader(name, after.term, self.chain_of)
             self.cluster.count("elections")
+            if self.cluster.crashes_soon():
+                run = self.run
+                delay = int(self.cluster.crash_rng.expovariate(1 / 80) * MS)
+                self.cluster.scheduler.after(delay, lambda: self._crash_if(run))
         if after.commit_index != self._commit:
             self._check_commit(after)
         require(after.applied_index <= after.durable_index, "I10", f"{name} applied too far")
@@ -436,7 +444,7 @@ class SimNode:
 
     def read(self, read_id: int) -> None:
         """Ask for a linearizable read; it must see all that is committed at this moment."""
-        if self.up and not self.paused:
+        if self.up:
             self._reads[read_id] = self.cluster.ghost.commit_index
             self.give(lambda now: ev.ReadRequested(now, read_id))
             run = self.run

@@ -20,6 +20,8 @@ class SimOptions:
         disk_ms: mean time of one durable transaction.
         crash, partition, pause, transfer: mean time between two of them, 0 for never.
         crash_in_step: probability of a crash between two effects of a step.
+        crash_new_leader: probability that a new leader crashes soon, which is what leaves logs of
+            different terms and lengths behind.
         drift_ppm: bound of each node's clock rate error.
         snapshot_every: entries applied between snapshots, 0 for never.
         write_every_ms, read_every_ms: mean time between two of them.
@@ -40,6 +42,7 @@ class SimOptions:
     disk_ms: float = 2.0
     crash_ms: int = 0
     crash_in_step: float = 0.0
+    crash_new_leader: float = 0.0
     partition_ms: int = 0
     pause_ms: int = 0
     transfer_ms: int = 0
@@ -65,6 +68,8 @@ class SimOptions:
             return float(low * (high / low) ** rng.random())
 
         nodes = rng.choice((1, 2, 3, 3, 3, 4, 5, 5, 5, 7))
+        # not both at their smallest: that is only slow, and would not catch up in time
+        window, append_entries = rng.choice(((1, 64), (2, 16), (8, 1), (8, 4), (64, 1), (64, 64)))
         options = SimOptions(nodes=nodes)
         return replace(
             options,
@@ -77,16 +82,17 @@ class SimOptions:
             disk_ms=log_uniform(0.5, 60.0),
             crash_ms=int(log_uniform(300, 3000)) if on() else 0,
             crash_in_step=log_uniform(0.0002, 0.004) if on() else 0.0,
+            crash_new_leader=rng.choice((0.0, 0.0, 0.3, 0.6)),
             partition_ms=int(log_uniform(300, 2000)) if on() else 0,
             pause_ms=int(log_uniform(300, 3000)) if on() else 0,
             transfer_ms=int(log_uniform(300, 3000)) if on() else 0,
-            drift_ppm=rng.choice((0, 200, 200, 100_000)),
+            drift_ppm=rng.choice((0, 200, 200, 100_000, 400_000)),
             snapshot_every=int(log_uniform(1, 60)) if on() else 0,
             trailing_entries=rng.choice((0, 1, 5, 20)),
             write_every_ms=log_uniform(4, 60),
             read_every_ms=log_uniform(10, 200),
             entry_bytes=rng.choice((20, 200, 4000)),
-            window=rng.choice((1, 2, 8, 64)),
-            append_entries=rng.choice((1, 4, 64)),
+            window=window,
+            append_entries=append_entries,
             cache_bytes=rng.choice((1, 2000, 1 << 20)),
         )

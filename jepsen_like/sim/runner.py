@@ -96,11 +96,11 @@ class Run:
     # -- load -----------------------------------------------------------------------------------
 
     def _somebody(self) -> SimNode:
-        """Mostly the leader: a write anywhere else is only refused."""
-        leader = self.cluster.leader
-        if leader is not None and self.work.random() < 0.7:
-            return leader
-        return self.cluster.nodes[self.work.choice(self.names)]
+        """Mostly a node that believes to lead, paused and deposed ones too: anywhere else a write
+        is only refused, and there histories part and reads go stale."""
+        nodes = list(self.cluster.nodes.values())
+        believers = [node for node in nodes if node.up and node.raft.is_leader]
+        return self.work.choice(believers if believers and self.work.random() < 0.8 else nodes)
 
     def write(self) -> None:
         node = self._somebody()
@@ -108,7 +108,7 @@ class Run:
             self.token += 1
             size = self.work.randrange(self.cluster.options.entry_bytes)
             data = f"w{self.token}".encode().ljust(size)
-            if node.up and not node.paused:
+            if node.up:
                 node.propose(self.token, data)
 
     def read(self) -> None:
@@ -119,8 +119,12 @@ class Run:
 
     def crash(self) -> None:
         up = [n for n in self.cluster.nodes.values() if n.up]
+        leader = self.cluster.leader
         count = self.faults.choice((1, 1, 1, 2, len(up)))
-        for node in self.faults.sample(up, min(count, len(up))):
+        chosen = self.faults.sample(up, min(count, len(up)))
+        if leader is not None and count == 1 and self.faults.random() < 0.6:
+            chosen = [leader]
+        for node in chosen:
             node.crash()
             self.cluster.count("crashes")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -416,9 +417,9 @@ def test_a_peer_that_denies_what_it_acknowledged_is_not_counted_nor_asked_any_mo
 # -- reading entries that are not in memory ---------------------------------------------------
 
 
-def far_behind(**settings: int) -> tuple[ManualCluster, ManualNode]:
+def far_behind(**options: Any) -> tuple[ManualCluster, ManualNode]:
     """b lacks entries that the leader no longer has in memory; reads from storage are held."""
-    c = ManualCluster(logs={"a": [1] * 6, "c": [1] * 6}, entry_cache_bytes=1, **settings)
+    c = ManualCluster(logs={"a": [1] * 6, "c": [1] * 6}, entry_cache_bytes=1, **options)
     c.isolate("b")
     leader = c.elect("a")
     leader.propose(b"x", b"y")
@@ -591,9 +592,9 @@ def test_entries_are_applied_one_batch_at_a_time() -> None:
     assert node.machine.index == 3
 
 
-def restarted_with_unapplied(**settings: int) -> ManualNode:
+def restarted_with_unapplied(**options: Any) -> ManualNode:
     """Three committed entries on disk, none of them in memory nor applied."""
-    c = ManualCluster(logs={"a": [1, 1, 1]}, **settings)
+    c = ManualCluster(logs={"a": [1, 1, 1]}, **options)
     node = c["a"]
     node.hold_reads = True
     node.receive(append("b", 1, (3, 1), commit=3))

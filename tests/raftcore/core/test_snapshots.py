@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -64,9 +65,9 @@ def is_chunk(_to: str, message: Message) -> bool:
     return isinstance(message, msg.SnapshotChunk)
 
 
-def lagging(**settings: int) -> tuple[ManualCluster, ManualNode]:
+def lagging(**options: Any) -> tuple[ManualCluster, ManualNode]:
     """b lacks entries that the leader has compacted."""
-    c = ManualCluster(trailing_entries=0, snapshot_chunk_bytes=400, **settings)
+    c = ManualCluster(trailing_entries=0, snapshot_chunk_bytes=400, **options)
     c.isolate("b")
     leader = c.elect("a")
     for _ in range(3):
@@ -441,8 +442,8 @@ def test_reads_that_waited_for_a_position_in_the_snapshot_are_released() -> None
 # -- taking and compacting --------------------------------------------------------------------
 
 
-def applied_node(count: int, **settings: int) -> ManualNode:
-    c = ManualCluster("a", **settings)
+def applied_node(count: int, **options: Any) -> ManualNode:
+    c = ManualCluster("a", **options)
     node = c["a"]
     node.time_out()
     for _ in range(count - 1):
