@@ -86,6 +86,28 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+@pytest.fixture
+def ports() -> list[int]:
+    """Two ports, each followed by two more free ones, for the demo."""
+
+    def all_free(first: int) -> bool:
+        try:
+            for port in range(first, first + 3):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+    http_port = next(port for (port,) in iter(lambda: free_ports(1), None) if all_free(port))
+    raft_port = next(
+        port
+        for (port,) in iter(lambda: free_ports(1), None)
+        if all_free(port) and abs(port - http_port) > 2
+    )
+    return [http_port, raft_port]
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a node said."""

@@ -73,13 +73,12 @@ class Load:
             try:
                 async with session.put(next(urls) + path, json=body, headers=headers) as answer:
                     status, said = answer.status, await answer.json(content_type=None)
-            except (aiohttp.ClientConnectorError, ConnectionRefusedError):
-                self.statuses["not connected"] += 1
-                await asyncio.sleep(0.01)
-                continue  # nothing was sent
             except (aiohttp.ClientError, TimeoutError):
-                self.statuses["lost"] += 1
+                # also when nobody listens: aiohttp sends a PUT again by itself when a connection
+                # breaks, so its last error says nothing about the first try
+                self.statuses["no answer"] += 1
                 maybe = True
+                await asyncio.sleep(0.01)
                 continue
             self.statuses[str(status)] += 1
             attempt.ended_s = time.monotonic()
