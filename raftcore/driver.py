@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from raftcore.core.errors import PeerViolationError
 from raftcore.core.messages import Message
 from raftcore.core.raft import Raft
 from raftcore.core.types import Configuration, Entry, NodeId, WriteMark
+from raftcore.errors import StoppedError
 from raftcore.recovery import Recovery, recover
 from raftcore.runtime import NodeOptions, Runtime
 from raftcore.snapshotting import Snapshotting
@@ -33,6 +35,13 @@ from raftcore.transport.base import Transport
 from raftcore.workers import LogWriter, Worker
 
 logger = logging.getLogger(__name__)
+
+#: Numbers of read rounds begin anywhere in this space, so that a late answer to an earlier run of
+#: this node can not be taken for one to this run (rule 33).
+READ_ID_BITS = 53
+
+#: How long the workers may take to finish when the node stops. One that hangs is left behind.
+WORKER_STOP_S = 5.0
 
 LeadershipCallback = Callable[[fx.LeadershipChanged], None]
 ConfigurationCallback = Callable[[Configuration], None]
@@ -70,11 +79,12 @@ class Driver:
         self.options = options
         self.counters = counters
         self.proposals = waiters.Proposals(options.max_pending_proposals)
-        self.reads = waiters.Reads()
+        self.reads = waiters.Reads(runtime.rng.getrandbits(READ_ID_BITS))
         self.transfers: list[asyncio.Future[fx.TransferFinished]] = []
         self.leadership_callbacks: list[LeadershipCallback] = []
         self.configuration_callbacks: list[ConfigurationCallback] = []
         self.disk_full = False
+        self.snapshotting_stopped = threading.Event()
         self._storage = storage
         self._transport = transport
         self._machine = machine
@@ -82,6 +92,7 @@ class Driver:
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._recovered = False
         self._held: deque[_Held] = deque()
         self._pending: deque[ev.Event] = deque()
         self._stepping = False
@@ -122,10 +133,12 @@ class Driver:
             deliver=self.deliver,
             clock_ns=self._runtime.clock_ns,
             counters=self.counters,
+            stopped=self.snapshotting_stopped,
             entries_limit=self.options.snapshot_entries,
             bytes_limit=self.options.snapshot_bytes,
             last_snapshot_index=recovered.snapshot.index if recovered.snapshot else 0,
         )
+        self._recovered = True
         return recovery
 
     def close(self) -> None:
@@ -137,10 +150,19 @@ class Driver:
             self._timer.cancel()
             self._timer = None
 
-    async def stop_workers(self) -> None:
-        """Let the workers finish what they were given, then end them."""
-        for worker in self._workers:
-            await self._loop.run_in_executor(None, worker.stop)
+    def end_snapshots(self, error: StoppedError) -> None:
+        """Answer those who wait for a snapshot."""
+        if self._recovered:
+            self.snapshotting.end(error)
+
+    async def stop_workers(self) -> bool:
+        """Let the workers finish what they were given, then end them; False if one hangs, so that
+        what they use must not be closed under them."""
+        self.snapshotting_stopped.set()
+        ended = await asyncio.gather(
+            *(self._loop.run_in_executor(None, w.stop, WORKER_STOP_S) for w in self._workers)
+        )
+        return all(ended)
 
     async def _run_on(self, worker: Worker, job: Callable[[], Any]) -> Any:
         """Run ``job`` on a worker and await its result; errors come back here."""
@@ -161,9 +183,16 @@ class Driver:
     def _post(self, callback: Callable[[], None]) -> None:
         """From any thread: run ``callback`` on the loop. Dropped when the loop is gone."""
         try:
-            self._loop.call_soon_threadsafe(callback)
+            self._loop.call_soon_threadsafe(self._run_posted, callback)
         except RuntimeError:
             logger.debug("a completion came after the event loop was closed")
+
+    def _run_posted(self, callback: Callable[[], None]) -> None:
+        """A completion that is not understood leaves something waiting for ever: that is final."""
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001 - the first failure is final
+            self._fail(error)
 
     def _on_worker_error(self, error: BaseException) -> None:
         self._post(lambda: self._fail(error))
@@ -291,9 +320,11 @@ class Driver:
             return
         self.counters.entries_applied += len(entries)
         self.counters.apply_batches += 1
-        resolve, leader_id = self.proposals.applied, self.raft.leader_id
-        for entry, result in zip(entries, results, strict=True):
-            resolve(entry.index, entry.term, Proposed(result, entry.index, entry.term), leader_id)
+        if self.proposals.accepted_any:
+            resolve, leader_id = self.proposals.applied, self.raft.leader_id
+            for entry, result in zip(entries, results, strict=True):
+                proposed = Proposed(result, entry.index, entry.term)
+                resolve(entry.index, entry.term, proposed, leader_id)
         self.deliver(ev.Applied(self.now_ns(), entries[-1].index))
         if not self._closed:
             self.snapshotting.on_applied(self.raft, entries)
@@ -324,6 +355,8 @@ class Driver:
     def _leadership_changed(self, effect: fx.LeadershipChanged) -> None:
         if effect.role == "leader":
             self.counters.elections_won += 1
+        else:
+            self.proposals.leadership_lost()
         logger.info(
             "node %s is %s in term %d, leader %s",
             self.config.node_id, effect.role, effect.term, effect.leader_id,

@@ -80,6 +80,7 @@ class Node:
         self._closing = False
         self._failure: BaseException | None = None
         self._stopped: asyncio.Event | None = None
+        self._failed_or_stopped = asyncio.Event()
         self._shutdown: asyncio.Task[None] | None = None
         self._caught_up_ns: int | None = None
 
@@ -151,20 +152,29 @@ class Node:
         driver.close()
         self._end_waiters(driver)
         loop = asyncio.get_running_loop()
+        ended = False
         try:
-            await self._transport.close()
-            await driver.stop_workers()
+            try:
+                await self._transport.close()
+            finally:
+                ended = await driver.stop_workers()
         finally:
             try:
-                await loop.run_in_executor(None, self._machine.close)
+                if ended:
+                    await loop.run_in_executor(None, self._machine.close)
             finally:
-                await loop.run_in_executor(None, self._storage.close)
+                if ended:
+                    await loop.run_in_executor(None, self._storage.close)
+                else:
+                    logger.error("a worker of node %s hangs and is left", self.config.node_id)
                 self._stopped.set()
+                self._failed_or_stopped.set()
 
     def _end_waiters(self, driver: Driver) -> None:
         reason = f"the node stopped: {self._failure}" if self._failure else "the node stopped"
         driver.proposals.end(OutcomeUnknownError(reason), StoppedError(reason))
         driver.reads.end(StoppedError(reason))
+        driver.end_snapshots(StoppedError(reason))
         transfers, driver.transfers = driver.transfers, []
         for future in transfers:
             if not future.done():
@@ -178,7 +188,8 @@ class Node:
             InvariantError: the protocol's invariants do not hold.
         """
         assert self._stopped is not None, "the node was not started"
-        await self._stopped.wait()
+        # A failure is told at once: closing may hang on the very disk that failed.
+        await self._failed_or_stopped.wait()
         if self._failure is not None:
             raise self._failure
 
@@ -187,6 +198,7 @@ class Node:
         if self._failure is not None:
             return
         self._failure = error
+        self._failed_or_stopped.set()
         logger.critical("node %s stops: %r", self.config.node_id, error)
         if not self._closing and self._driver is not None:
             self._closing = True
@@ -249,7 +261,11 @@ class Node:
         try:
             async with asyncio.timeout(timeout_s):
                 return await future
+        except asyncio.CancelledError:
+            driver.reads.gave_up = True
+            raise
         except TimeoutError:
+            driver.reads.gave_up = True
             raise NotLeaderError(
                 driver.raft.leader_id, "leadership was not confirmed in time"
             ) from None

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 from raftcore.core import effects as fx
 from raftcore.core import events as ev
 from raftcore.core.raft import Raft
 from raftcore.core.types import Configuration, Entry, SnapshotMeta
-from raftcore.errors import OverloadedError, RefusedError
+from raftcore.errors import OverloadedError, RefusedError, StoppedError
 from raftcore.statemachine import AppliedPosition, SnapshotSource, StateMachine
 from raftcore.status import Counters
 from raftcore.storage.base import LogStorage, SnapshotReceiver
@@ -40,6 +41,7 @@ class Snapshotting:
         deliver: Callable[[ev.Event], None],
         clock_ns: Callable[[], int],
         counters: Counters,
+        stopped: threading.Event,
         entries_limit: int,
         bytes_limit: int,
         last_snapshot_index: int,
@@ -54,6 +56,7 @@ class Snapshotting:
         self._deliver = deliver
         self._clock_ns = clock_ns
         self._counters = counters
+        self._stopped = stopped
         self._entries_limit = entries_limit
         self._bytes_limit = bytes_limit
         self._last_index = last_snapshot_index
@@ -111,13 +114,16 @@ class Snapshotting:
             )
             try:
                 for record in source.records():
+                    self._check_running()
                     writer.write(record)
                 meta = writer.finish()
             except RefusedError as error:
-                # The state machine ended the view (it had to grow): no snapshot this time.
+                # The state machine ended the view (it had to grow), or the node stops: no snapshot
+                # this time.
                 writer.abort()
                 logger.warning("a snapshot at %d was abandoned: %s", position.index, error)
-                self._post(lambda: self._finished(self._last_index))
+                refusal = error
+                self._post(lambda: self._abandoned(refusal))
                 return
             except BaseException:
                 writer.abort()
@@ -125,6 +131,10 @@ class Snapshotting:
         finally:
             source.close()
         self._writer.submit(lambda: self._adopt(meta))
+
+    def _check_running(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError("the node stops")
 
     def _adopt(self, meta: SnapshotMeta) -> None:
         """On the log writer's thread."""
@@ -144,6 +154,17 @@ class Snapshotting:
         for future in waiting:
             if not future.done():
                 future.set_result(index)
+
+    def _abandoned(self, error: RefusedError) -> None:
+        self._taking = False
+        self.end(error)
+
+    def end(self, error: RefusedError) -> None:
+        """Nobody is to wait for a snapshot any longer."""
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
 
     def compact(self, first_index: int) -> None:
         """Delete the log below ``first_index`` in small transactions, appends going in between."""

@@ -89,6 +89,17 @@ class Proposals:
             )
         self._by_index[index] = (term, future)
 
+    @property
+    def accepted_any(self) -> bool:
+        """Whether anybody waits for an entry to be applied."""
+        return bool(self._by_index)
+
+    def leadership_lost(self) -> None:
+        """This node does not lead any more: what it accepted may or may not commit (rule 51)."""
+        waiting, self._by_index = self._by_index, {}
+        for _, future in waiting.values():
+            _set_error(future, OutcomeUnknownError("leadership was lost; it may still commit"))
+
     def refused(self, token: int, error: RefusedError) -> None:
         _set_error(self._asked.pop(token), error)
 
@@ -131,10 +142,12 @@ class Proposals:
 class Reads:
     """Reads that wait for a confirmed position; all of one loop turn share one round."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_id: int) -> None:
         self.incoming: list[asyncio.Future[int]] = []
         self._rounds: dict[int, list[asyncio.Future[int]]] = {}
-        self._next_id = 0
+        self._next_id = first_id
+        #: somebody stopped waiting since the last look: only then is there anything to look for
+        self.gave_up = False
 
     def add(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[int]:
         future: asyncio.Future[int] = loop.create_future()
@@ -152,6 +165,9 @@ class Reads:
 
     def abandoned(self) -> list[int]:
         """Rounds that nobody waits for any more; forgotten with this call."""
+        if not self.gave_up:
+            return []
+        self.gave_up = False
         gone = [
             read_id
             for read_id, futures in self._rounds.items()

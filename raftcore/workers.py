@@ -28,8 +28,8 @@ class Worker(Protocol):
 
     def submit(self, job: Job) -> None: ...
 
-    def stop(self) -> None:
-        """Finish what was submitted, then end. Blocks until the thread is gone."""
+    def stop(self, timeout_s: float) -> bool:
+        """Finish what was submitted, then end; False if it has not ended within the time."""
         ...
 
 
@@ -51,9 +51,10 @@ class ThreadWorker:
     def submit(self, job: Job) -> None:
         self._queue.put(job)
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float) -> bool:
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
@@ -89,6 +90,7 @@ class LogWriter:
         self._on_free_bytes = on_free_bytes
         self._clock_ns = clock_ns
         self._looked_ns: int | None = None
+        self._looking = False
         self._waiting: list[Persist] = []
         self._lock = threading.Lock()
 
@@ -118,9 +120,12 @@ class LogWriter:
 
     def look_at_space(self) -> None:
         """Say again how much space is left, also when nothing is written."""
-        self._worker.submit(self._look_at_space)
+        if not self._looking:  # one look at a time, however often it is asked for
+            self._looking = True
+            self._worker.submit(self._look_at_space)
 
     def _look_at_space(self) -> None:
+        self._looking = False
         now_ns = self._clock_ns()
         if self._looked_ns is not None and now_ns - self._looked_ns < SPACE_INTERVAL_NS:
             return

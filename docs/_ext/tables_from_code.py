@@ -1,6 +1,6 @@
 """Directives that write tables of the documentation from the tables in the code.
 
-``{from-code} codes`` and the like; the content of the directive is not read.
+``{from-code} codes`` and the like. Documentation that is made from the code can not fall behind it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def codes() -> str:
 def endpoints() -> str:
     """Every endpoint, who may call it, and the codes that are its own."""
     lines = ["| request | what it does | who may | success |", "|---|---|---|---|"]
-    for endpoint in ENDPOINTS:
-        lines.append(
-            f"| `{endpoint.method} {endpoint.path}` | {endpoint.summary} "
-            f"| {endpoint.right.value} | {endpoint.success} |"
-        )
+    lines += [
+        f"| `{endpoint.method} {endpoint.path}` | {endpoint.summary} "
+        f"| {endpoint.right.value} | {endpoint.success} |"
+        for endpoint in ENDPOINTS
+    ]
     return "\n".join(lines)
 
 

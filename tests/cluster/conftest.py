@@ -170,6 +170,11 @@ def until(what: str, condition: Callable[[], Any], timeout_s: float = PATIENCE_S
         time.sleep(POLL_S)
 
 
+@pytest.fixture(name="until")
+def until_fixture() -> Callable[..., Any]:
+    return until
+
+
 @dataclass(frozen=True)
 class Furniture:
     """A project with a schema, for one test."""

@@ -10,13 +10,13 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-#: More than snapshot interval and trailing entries of the small settings together.
-WRITES = 320
+#: Entries are kept for the older of two snapshots, so it takes two to leave a follower behind.
+WRITES, ROUNDS = 160, 6
 IN_FLIGHT = 16
 
 
-async def write_many(cluster: Any, url: str, place: Any, count: int) -> None:
-    todo = iter(range(count))
+async def write_many(cluster: Any, url: str, place: Any, numbers: range) -> None:
+    todo = iter(numbers)
 
     async def worker(session: aiohttp.ClientSession) -> None:
         for number in todo:
@@ -39,16 +39,17 @@ async def test_a_follower_left_far_behind_catches_up_through_a_snapshot(cluster:
     follower, witness = cluster.others(leader)
     cluster.kill(follower)
     last_index_held = cluster.view(leader)["commit_index"]
-    await write_many(cluster, leader.url, place, WRITES)
-    assert cluster.metric(leader, "raft_first_index") > last_index_held + 1, (
-        "the leader's log still holds what the follower lacks, so no snapshot is needed"
-    )
+    written = 0
+    while cluster.metric(leader, "raft_first_index") <= last_index_held + 1:
+        assert written < ROUNDS * WRITES, "the leader's log still holds what the follower lacks"
+        await write_many(cluster, leader.url, place, range(written, written + WRITES))
+        written += WRITES
     cluster.start(follower)
     cluster.until_level()
     assert cluster.metric(follower, "raft_snapshots_installed") >= 1
     assert cluster.metric(witness, "raft_snapshots_installed") == 0
     assert cluster.everything(place, follower) == cluster.everything(place, witness)
-    for number in range(0, WRITES, 37):
+    for number in range(0, written, 37):
         path = f"/api/v1/read/{place.api_key}/many%2F{number}"
         assert cluster.ask(follower, "GET", path).json["content"] == {"count": number}
     cluster.kill(*cluster.nodes)

@@ -83,7 +83,7 @@ def test_tests_that_are_named_exist(root: Path) -> None:
     for name in ("raft-rules.md", "verification.md"):
         text = (root / "docs" / name).read_text(encoding="utf-8")
         mentioned = re.findall(r"\b(test_[a-z0-9_]+)(\*|\.py|/)?", text)
-        assert len(mentioned) > 20
+        assert len(mentioned) > 5
         for test, suffix in mentioned:
             if suffix in {".py", "/"}:
                 assert list((root / "tests").rglob(f"{test}{suffix}")), f"{name}: {test}{suffix}"

@@ -43,7 +43,7 @@ def commands(documents: list[Document]) -> Iterator[list[str]]:
             if line.startswith("$ ")
         ]
         for line in lines:
-            words = shlex.split(line.partition("  #")[0])
+            words = shlex.split(line, comments=True)
             while words and re.match(r"[A-Z_]+=", words[0]):
                 words.pop(0)
             if words:
@@ -52,9 +52,8 @@ def commands(documents: list[Document]) -> Iterator[list[str]]:
 
 def _joined(block: str) -> list[str]:
     text = block.replace("\\\n", " ")
-    return [
-        line for line in text.splitlines() if re.match(r"(make|guardian|\.venv|[A-Z_]+=\S+ )", line)
-    ]
+    ours = re.compile(r"(?:[A-Z_]+=\S+ +)*(?:make|guardian|\.venv/bin/guardian) ")
+    return [line for line in text.splitlines() if ours.match(line)]
 
 
 def test_make_targets_exist(documents: list[Document], root: Path) -> None:

@@ -51,6 +51,9 @@ RETRY_PAUSE_S = 0.05
 #: healthy cluster, shorter than a client's patience.
 LEADER_WAIT_S = 3.0
 
+#: Requests that may wait for a revision at once.
+MAX_REVISION_WAITERS = 10_000
+
 _FORWARD = struct.Struct(">BI")  # format, milliseconds that the sender will wait
 _FORWARD_FORMAT = 1
 
@@ -162,9 +165,13 @@ class ClusterLog:
             raise _MaybeError from error
         except RefusedError as error:
             raise _NotHereError from error
-        kind = _Answer(raw[0])
-        if kind is _Answer.RESULT:
-            return decode_result(raw[1:])
+        try:
+            kind = _Answer(raw[0])
+            if kind is _Answer.RESULT:
+                return decode_result(raw[1:])
+        except (IndexError, ValueError) as error:
+            # Not understood, but the command may well have committed.
+            raise _MaybeError from error
         if kind is _Answer.OVERLOADED:
             raise Problem("overloaded", retry_after_s=1.0)
         if kind is _Answer.TOO_LARGE:
@@ -219,6 +226,9 @@ class ClusterLog:
         """See :meth:`guardian.usecases.ports.Log.wait_revision`."""
         if self._state.revision() >= revision:
             return
+        self._forget_revision_waiters()
+        if len(self._revision_waiters) >= MAX_REVISION_WAITERS:
+            raise Problem("overloaded", retry_after_s=1.0)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._revision_waiters, (revision, next(self._order), future))
         try:
@@ -228,6 +238,12 @@ class ClusterLog:
             raise Problem(
                 "unavailable", "This node has not reached that revision yet", retry_after_s=1.0
             ) from None
+
+    def _forget_revision_waiters(self) -> None:
+        """Drop those who gave up, once they are many: a far revision may never come."""
+        if len(self._revision_waiters) >= MAX_REVISION_WAITERS:
+            self._revision_waiters = [w for w in self._revision_waiters if not w[2].done()]
+            heapq.heapify(self._revision_waiters)
 
     def on_applied(self, revision: int) -> None:
         """On the loop: the state machine has reached ``revision``."""
