@@ -15,6 +15,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import psycopg
+
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
 from guardian.adapters.postgres.errors import PostgresError
 from guardian.adapters.postgres.migrate import Migrator
@@ -353,7 +355,7 @@ class Guardian:
             await asyncio.to_thread(self._migrate)
             await self._ensure_first_admin()
             await self._database.durability_warnings()
-        except (Problem, OSError) as error:
+        except (Problem, OSError, psycopg.OperationalError) as error:
             logger.warning("PostgreSQL is away; routes that need it answer 503: %s", error)
             return
         self._database_up = True

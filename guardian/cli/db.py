@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psycopg
 
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
 from guardian.adapters.postgres.errors import PostgresError
@@ -44,7 +45,7 @@ def _with_database(context: click.Context, work: Callable[[str], None]) -> None:
         else:
             with EmbeddedPostgres(data_dir / "pg") as postgres:
                 work(postgres.dsn)
-    except (PostgresError, Problem, OSError) as error:
+    except (PostgresError, Problem, OSError, psycopg.OperationalError) as error:
         print(f"guardian: {error}", file=sys.stderr)
         sys.exit(1)
 

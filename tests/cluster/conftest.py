@@ -350,6 +350,16 @@ class Cluster:
 
         return str(until("somebody lets us log in", answered))
 
+    def log_in_when_created(self) -> str:
+        """As :meth:`log_in`, while the administrator may not be there yet."""
+        body = {"email": "admin@localhost", "password": PASSWORD}
+
+        def answered() -> str | None:
+            answer = ask(self.nodes[0].url, "POST", "/api/v1/auth/login", body)
+            return str(answer.json["access_token"]) if answer.status == 200 else None
+
+        return str(until("the administrator can log in", answered))
+
     def ask(
         self, node: LocalNode, method: str, path: str, body: object = None, **more: Any
     ) -> Answer:

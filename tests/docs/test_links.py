@@ -16,7 +16,6 @@ class Document(Protocol):
 
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_DOC_ROLE = re.compile(r"\{doc\}`/?([^`<>]+)`")
 _CODE_PATH = re.compile(r"`((?:[a-z_]+/)+[a-z0-9_]+\.(?:py|md|toml|yml|yaml))(?:::([a-z0-9_*]+))?`")
 #: paths in tables of rules are relative to these
 _ABOVE = ("", "raftcore", "tests/raftcore", "tests/raftcore/core")
@@ -47,13 +46,6 @@ def test_links_between_files_lead_somewhere(documents: list[Document]) -> None:
                 assert anchor in anchors(path), f"{document.path.name}: {target}"
             checked += 1
     assert checked > 20
-
-
-def test_pages_named_by_role_exist(documents: list[Document], root: Path) -> None:
-    for document in documents:
-        for name in _DOC_ROLE.findall(document.prose):
-            below = root / "docs" if "/" + name in document.text else document.path.parent
-            assert (below / f"{name}.md").exists(), f"{document.path.name}: {name}"
 
 
 def test_every_page_is_in_a_table_of_contents(root: Path) -> None:
