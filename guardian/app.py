@@ -43,13 +43,13 @@ from guardian.http import (
     build_metrics_application,
 )
 from guardian.node_metrics import NodeCollector, watch_loop_lag
-from guardian.settings import Settings
+from guardian.settings import Settings, SettingsError
 from guardian.telemetry import Metrics
 from guardian.usecases.accounts import AccountPolicy
 from guardian.usecases.services import Ports, Services
 from raftcore import CoreConfig, Founder, Node, NodeOptions
 from raftcore.core.effects import LeadershipChanged
-from raftcore.startup import Member, open_member
+from raftcore.startup import Member, check_may_found, open_member
 from raftcore.storage.directory import DataDirectory
 
 logger = logging.getLogger(__name__)
@@ -383,6 +383,23 @@ class Guardian:
         user = await self._services.accounts.ensure_first_admin(admin.email, admin.password)
         if user is not None:
             admin.on_created(user.email, admin.password)
+
+
+def check_may_start(settings: Settings, directory: DataDirectory) -> None:
+    """Whether this start may make a member of an empty directory; asked before PostgreSQL is
+    started or anything else is made.
+
+    Raises:
+        SettingsError: it is to join a cluster, which this release can not do.
+        BootstrapError: see :func:`raftcore.startup.check_may_found`.
+    """
+    if directory.identity is None:
+        if settings.join:
+            raise SettingsError(
+                "GUARDIAN_JOIN",
+                "joining a running cluster is not in this release; use GUARDIAN_BOOTSTRAP",
+            )
+        check_may_found(directory, _founders(settings))
 
 
 def _founders(settings: Settings) -> tuple[Founder, ...]:

@@ -65,12 +65,15 @@ async def open_member(
     return Member(storage.identity, storage, transport, founded_now)
 
 
-async def _found(
-    directory: DataDirectory,
-    founders: Sequence[Founder],
-    listen: tuple[str, int],
-    on_progress: Callable[[str], None] | None,
-) -> None:
+def check_may_found(directory: DataDirectory, founders: Sequence[Founder]) -> None:
+    """Whether a start on this directory may create a member, before anything else is set up.
+
+    Raises:
+        BootstrapError: the directory is empty, and this node is no founder, or is alone on the
+            list although a cluster lived here before.
+    """
+    if directory.identity is not None:
+        return
     node_id = directory.node_id
     if node_id not in {founder.node_id for founder in founders}:
         raise BootstrapError(f"{node_id} is not among the founders, and {directory.path} is empty")
@@ -81,6 +84,16 @@ async def _found(
             f"{marker.cluster_id} ({', '.join(marker.members)}) lived there. If the data is really "
             f"meant to be gone, remove that file too"
         )
+
+
+async def _found(
+    directory: DataDirectory,
+    founders: Sequence[Founder],
+    listen: tuple[str, int],
+    on_progress: Callable[[str], None] | None,
+) -> None:
+    check_may_found(directory, founders)
+    node_id = directory.node_id
     incarnation = await asyncio.to_thread(directory.founding_incarnation)
     configuration = await form_cluster(
         node_id=node_id,

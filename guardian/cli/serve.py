@@ -14,7 +14,7 @@ import click
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
 from guardian.adapters.postgres.errors import PostgresError
 from guardian.adapters.security.secret_file import SecretFileError, load_or_create_secret
-from guardian.app import FirstAdmin, Guardian
+from guardian.app import FirstAdmin, Guardian, check_may_start
 from guardian.cli.banner import show_first_admin, show_ready
 from guardian.cli.loop import run_on_loop
 from guardian.settings import (
@@ -56,6 +56,7 @@ def run(settings: Settings) -> int:
         return _refuse(error.code, error, error.exit_code)
     postgres: EmbeddedPostgres | None = None
     try:
+        check_may_start(settings, directory)
         # On the main thread: the server dies with the thread that started it.
         if settings.database_url is None:
             _say(settings, "starting PostgreSQL ...")

@@ -14,6 +14,8 @@ from guardian.settings.values import Founder, HostPort, IPNetwork
 
 EXIT_CONFIGURATION: Final = 78  #: EX_CONFIG of sysexits.h
 CONFIG_VARIABLE: Final = "GUARDIAN_CONFIG"
+#: variables of ours that are no settings of a node: its event loop, the embedded server's programs
+_READ_ELSEWHERE: Final = ("GUARDIAN_LOOP", "GUARDIAN_PG_BIN")
 MAX_SECRET_FILE_BYTES: Final = 64 * 1024
 
 
@@ -135,7 +137,7 @@ def load_settings(
 def unknown_variables(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """``GUARDIAN_*`` variables that mean nothing here: typing errors to warn about."""
     environ = os.environ if environ is None else environ
-    known = {CONFIG_VARIABLE} | {row.variable for row in TABLE}
+    known = {CONFIG_VARIABLE, *_READ_ELSEWHERE} | {row.variable for row in TABLE}
     known |= {f"{name}_FILE" for name in known}
     return tuple(sorted(n for n in environ if n.startswith("GUARDIAN_") and n not in known))
 

@@ -135,6 +135,13 @@ class CoreCluster:
             node.resume()
             if not node.up:
                 node.start()
+            for peer in self.nodes:
+                if peer != node.name:  # new connections: what the old ones carried is gone
+                    self._reconnected(node, peer)
+
+    @staticmethod
+    def _reconnected(node: SimNode, peer: NodeId) -> None:
+        node.give(lambda now: ev.PeerUnreachable(now, peer))
 
     @property
     def leader(self) -> SimNode | None:

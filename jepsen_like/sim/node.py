@@ -22,7 +22,6 @@ from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
 from raftcore.core.errors import PeerViolationError
 from raftcore.core.raft import Raft, Status
-from raftcore.core.replication import ASK_AGAIN_LIMIT
 from raftcore.core.types import NodeId, SnapshotMeta, WriteMark
 
 if TYPE_CHECKING:
@@ -108,6 +107,9 @@ class SimNode:
         self._accepted: dict[int, AcceptedWrite] = {}
         self._proposed: dict[int, bytes] = {}
         self._reads: dict[int, int] = {}
+        # As the real driver does: a late answer to a read of an earlier run must not find a read
+        # of this run under its number.
+        self._next_read = cluster.node_rng.getrandbits(62)
         self._received = b""
         self._last_snapshot = self.machine.index
         self._snapshotting = False
@@ -260,7 +262,8 @@ class SimNode:
     def _check_bounds(self, status: Status) -> None:
         c = self.config
         for peer in status.peers:
-            within = peer.inflight_messages <= c.max_inflight_messages + ASK_AGAIN_LIMIT
+            # one question more than the window holds
+            within = peer.inflight_messages <= c.max_inflight_messages + 1
             require(within, "I20", f"{self.name} has {peer.inflight_messages} messages in flight")
         largest = self.cluster.options.entry_bytes + 64
         require(
@@ -442,9 +445,11 @@ class SimNode:
     def reads_pending(self) -> int:
         return len(self._reads)
 
-    def read(self, read_id: int) -> None:
+    def read(self) -> None:
         """Ask for a linearizable read; it must see all that is committed at this moment."""
         if self.up:
+            read_id = self._next_read
+            self._next_read += 1
             self._reads[read_id] = self.cluster.ghost.commit_index
             self.give(lambda now: ev.ReadRequested(now, read_id))
             run = self.run

@@ -112,8 +112,7 @@ class Run:
                 node.propose(self.token, data)
 
     def read(self) -> None:
-        self.token += 1
-        self._somebody().read(self.token)
+        self._somebody().read()
 
     # -- faults ---------------------------------------------------------------------------------
 
@@ -191,8 +190,7 @@ class Run:
                 return
             for node in unread if written else ():
                 if not node.reads_pending:
-                    self.token += 1
-                    node.read(self.token)
+                    node.read()
         require(written, "liveness", f"no write went through: {self._picture()}")
         require(self._all_equal(), "liveness", f"nodes did not become equal: {self._picture()}")
         names = [node.name for node in unread]

@@ -1,5 +1,8 @@
 """What the driver must do after a step, in the order given.
 
+The order is always the same: at most one ``Persist``, then every ``Send``, then the rest, and
+notifications last, so that durability never hangs on what an observer does.
+
 ``Persist`` and ``Send`` are tied together by marks: a ``Send`` with ``after`` may leave only when
 the write of that mark is durable (O1, O2, O8). The driver has no other way to know when a message
 may go, which is what makes replying before durability impossible to write by accident.
@@ -27,6 +30,12 @@ class Effect:
     __slots__ = ()
 
 
+class Notification(Effect):
+    """Tells observers something; nothing of the protocol depends on it."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Persist(Effect):
     """One atomic durable write: hard state, truncation and entries together (O1, O3).
@@ -47,7 +56,13 @@ class Persist(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Send(Effect):
-    """Give ``message`` to the transport; if ``after`` is set, only once that write is durable."""
+    """Give ``message`` to the transport; if ``after`` is set, only once that write is durable.
+
+    Marks of successive messages need not ascend, not even within one step: a message that waits for
+    term and vote names an earlier write than one before it that waits for entries. To hold back the
+    later message until the earlier one may leave is allowed, and keeps their order; to let the
+    earlier one go at the later one's mark is not.
+    """
 
     to: NodeId
     message: Message
@@ -117,7 +132,7 @@ class ProposalRefused(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class LeadershipChanged(Effect):
+class LeadershipChanged(Notification):
     """Role, term or known leader of this node changed."""
 
     role: str
@@ -126,7 +141,7 @@ class LeadershipChanged(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigurationChanged(Effect):
+class ConfigurationChanged(Notification):
     """This configuration is now in force (from append on, thesis 4.1)."""
 
     configuration: Configuration
@@ -166,9 +181,14 @@ class ReadSnapshotChunk(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class TransferFinished(Effect):
-    """Outcome of a leadership transfer that this node was asked for."""
+class TransferFinished(Notification):
+    """Outcome of a leadership transfer that this node was asked for.
+
+    ``succeeded``: this node heard the target lead a later term. ``unknown``: the target was told to
+    campaign, and it is not known whether it leads or will.
+    """
 
     succeeded: bool
     target: NodeId | None
     detail: str
+    unknown: bool = False

@@ -12,7 +12,7 @@ from raftcore.core.effects import ReadRefused, RefusalReason, TransferFinished
 from raftcore.core.messages import ReadIndexReply, VoteReply, VoteRequest
 from raftcore.core.progress import Progress
 from raftcore.core.quorum import VoteResult, quorum_value, vote_result
-from raftcore.core.state import Candidacy, CoreState, Leadership, Role, WaitFor
+from raftcore.core.state import Candidacy, CoreState, HandedOver, Leadership, Role, WaitFor
 from raftcore.core.types import Entry, EntryType, NodeId, Position
 
 
@@ -35,11 +35,10 @@ def heard_from_leader(s: CoreState, leader: NodeId) -> None:
 
 def become_follower(s: CoreState, term: int, leader: NodeId | None) -> None:
     """Follow in ``term``. The vote is cleared only if the term grows (rule 3)."""
-    new_term = term > s.term
-    if new_term:
+    if term > s.term:
         s.set_hard_state(term, None)
     if s.leadership is not None:
-        _end_leadership(s, s.leadership, new_term=new_term)
+        _end_leadership(s, s.leadership)
     if s.leader_id != leader:
         _refuse_remote_reads(s)
     if s.role is not Role.FOLLOWER:
@@ -50,7 +49,7 @@ def become_follower(s: CoreState, term: int, leader: NodeId | None) -> None:
     s.leader_id = leader
 
 
-def _end_leadership(s: CoreState, leadership: Leadership, *, new_term: bool) -> None:
+def _end_leadership(s: CoreState, leadership: Leadership) -> None:
     """Everything that belonged to the leadership ends with it (rule 50)."""
     for read in [*leadership.reads_before_commit, *leadership.reads]:
         if read.requester is None:
@@ -58,10 +57,13 @@ def _end_leadership(s: CoreState, leadership: Leadership, *, new_term: bool) -> 
         else:
             reply = ReadIndexReply(s.node_id, s.term, read.read_id, -1)
             s.send(read.requester, reply, WaitFor.HARD_STATE)
-    if leadership.transfer is not None:
-        succeeded = leadership.transfer.timeout_now_sent and new_term
-        detail = "a new term began" if succeeded else "leadership was lost before the hand-over"
-        s.emit(TransferFinished(succeeded, leadership.transfer.target, detail))
+    transfer = leadership.transfer
+    if transfer is not None and transfer.timeout_now_sent:
+        # Only the leader of a later term shows what came of it; see transfer.settle_handed_over.
+        s.handed_over = HandedOver(transfer.target, s.now_ns + 2 * s.election_timeout_ns)
+    elif transfer is not None:
+        detail = "leadership was lost before the hand-over"
+        s.emit(TransferFinished(False, transfer.target, detail))
     s.leadership = None
 
 

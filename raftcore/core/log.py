@@ -200,9 +200,15 @@ class RaftLog:
                 )
 
     def _evict(self) -> None:
-        """Forget the oldest cached entries beyond the limit, never one that is not durable."""
-        drop = 0
-        while self._cache_size > self._cache_limit and drop < len(self._cache):
+        """Forget the oldest cached entries beyond the limit, never one that is not durable.
+
+        An eighth of the limit goes at once: taking entries off the front costs as much as all that
+        stay, which one entry at a time would pay for each append.
+        """
+        if self._cache_size <= self._cache_limit:
+            return
+        drop, target = 0, self._cache_limit * 7 // 8
+        while self._cache_size > target and drop < len(self._cache):
             entry = self._cache[drop]
             if entry.index > self.durable:
                 break

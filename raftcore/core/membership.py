@@ -46,17 +46,31 @@ def decode_configuration(raw: bytes) -> Configuration:
             raise ValueError(f"configuration format {body['format']} is not known here")
         members = tuple(
             Member(
-                node_id=m["node_id"],
-                address=m["address"],
+                node_id=_text(m["node_id"]),
+                address=_text(m["address"]),
                 incarnation=bytes.fromhex(m["incarnation"]),
-                voter=m["voter"],
-                attributes=tuple((k, v) for k, v in m["attributes"]),
+                voter=_flag(m["voter"]),
+                attributes=tuple((_text(k), _text(v)) for k, v in m["attributes"]),
             )
             for m in body["members"]
         )
-        return Configuration(body["cluster_id"], members, tuple(body["old_voters"]))
-    except (KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a configuration: {error}") from error
+        old_voters = tuple(_text(voter) for voter in body["old_voters"])
+        return Configuration(_text(body["cluster_id"]), members, old_voters)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        # RecursionError: what is nested deeply enough is no configuration either.
+        raise ValueError(f"not a configuration: {type(error).__name__}: {error}") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a text")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a truth value")
+    return value
 
 
 class ConfigurationStack:

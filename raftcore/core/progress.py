@@ -32,15 +32,43 @@ class InFlight:
     last_index: int
     size_bytes: int
     proven: bool = False  #: its prev was acknowledged before it was sent
+    sent_ns: int = 0
 
 
 @dataclass(slots=True)
 class SnapshotFeed:
-    """Where the transfer of ``meta`` to a peer stands. ``waiting_since_ns`` None: send next."""
+    """Where the transfer of ``meta`` to a peer stands. ``waiting_since_ns`` None: send next.
+
+    ``sequence`` names the last chunk that was sent: answers to earlier ones, of which a slow link
+    may bring many, must not set off another chunk each.
+    """
 
     meta: SnapshotMeta
     offset: int = 0
     waiting_since_ns: int | None = None
+    sequence: int | None = None  #: of the chunk that is unanswered; None while one is being read
+    complete: bool = False  #: that chunk is the last one
+    resends: int = 0  #: of the chunk at ``offset``
+    failures: int = 0  #: installs of the whole file that failed
+    not_before_ns: int = 0  #: after a failure, when to start over
+
+    def advance(self, offset: int) -> None:
+        """The peer wants the bytes from ``offset`` on."""
+        self.offset = offset
+        self.resends = 0
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Nothing is under way any more: the chunk at ``offset`` may be sent now."""
+        self.waiting_since_ns = None
+        self.sequence = None
+        self.complete = False
+
+    def start_over(self, not_before_ns: int) -> None:
+        """All of it was sent and the peer could not use it: the same again, but not at once."""
+        self.failures += 1
+        self.not_before_ns = not_before_ns
+        self.advance(0)
 
 
 @dataclass(slots=True)
@@ -57,6 +85,8 @@ class Progress:
     reading: int | None = None  #: request id of entries being read from storage for this peer
     feed: SnapshotFeed | None = None
     sent_commit: int = 0
+    asked: int = 0  #: sequence of the newest empty append sent to find out what was lost
+    asked_ns: int = 0
     #: it rejected what it had acknowledged: it lost data, and counts for nothing any more
     regressed: bool = False
 
@@ -100,6 +130,11 @@ class Progress:
             if message.sequence == sequence:
                 return message
         return None
+
+    @property
+    def ask_outstanding(self) -> bool:
+        """Whether the answer to the newest question may still come."""
+        return bool(self.inflight) and self.inflight[0].sequence <= self.asked
 
     def window_open(self, max_messages: int, max_bytes: int) -> bool:
         return len(self.inflight) < max_messages and self.inflight_bytes < max_bytes

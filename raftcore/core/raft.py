@@ -24,6 +24,7 @@ from raftcore.core.errors import InvariantError, MisuseError, PeerViolationError
 from raftcore.core.log import RaftLog
 from raftcore.core.membership import ConfigurationStack
 from raftcore.core.state import CoreState, Leadership, Role, WaitFor
+from raftcore.core.status import PeerStatus, Status, status_of
 from raftcore.core.types import (
     Configuration,
     Entry,
@@ -36,6 +37,8 @@ from raftcore.core.types import (
 
 if TYPE_CHECKING:
     import random
+
+__all__ = ["PeerStatus", "Raft", "RecoveredState", "Status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,46 +62,6 @@ class RecoveredState:
     configurations: tuple[tuple[int, Configuration], ...]
     commit_hint: int
     applied: int
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
-    """One peer as the leader sees it, and why it is not sent more."""
-
-    node_id: NodeId
-    state: str
-    match_index: int
-    next_index: int
-    inflight_messages: int
-    inflight_bytes: int
-    contact_age_ms: int
-    snapshot_offset: int | None
-    regressed: bool
-    paused_because: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """An immutable picture of a node's core."""
-
-    node_id: NodeId
-    role: str
-    term: int
-    vote: NodeId | None
-    leader_id: NodeId | None
-    last_index: int
-    durable_index: int
-    commit_index: int
-    applied_index: int
-    first_index: int
-    snapshot_index: int
-    voters: tuple[NodeId, ...]
-    learners: tuple[NodeId, ...]
-    uncommitted_bytes: int
-    pending_reads: int
-    leader_contact_age_ms: int | None
-    peers: tuple[PeerStatus, ...]
-    not_leader_because: str | None
 
 
 class Raft:
@@ -188,6 +151,8 @@ class Raft:
         s = self._s
         leadership = s.leadership
         if leadership is None:
+            if s.handed_over is not None:
+                return min(s.election_deadline_ns, s.handed_over.deadline_ns)
             return s.election_deadline_ns
         deadline = min(
             leadership.heartbeat_deadline_ns,
@@ -203,10 +168,13 @@ class Raft:
         leadership = s.leadership
         if leadership is not None:
             replication.advance_commit(s, leadership)
+            replication.settle_uncommitted(s, leadership)
             reads.on_commit(s, leadership)
             reads.release_confirmed(s, leadership)
             replication.announce_commit(s, leadership)
             transfer.proceed(s, leadership)
+        transfer.settle_handed_over(s)
+        snapshots.drop_overtaken(s)
         replication.hand_out(s)
 
     # -- looking in -----------------------------------------------------------------------------
@@ -242,77 +210,7 @@ class Raft:
 
     def status(self) -> Status:
         """A picture that can say why."""
-        s = self._s
-        leadership = s.leadership
-        pending = len(s.remote_reads) + len(s.confirmed_reads)
-        if leadership is not None:
-            pending += len(leadership.reads) + len(leadership.reads_before_commit)
-        contact = s.leader_contact_ns
-        return Status(
-            node_id=s.node_id,
-            role=s.role.value,
-            term=s.term,
-            vote=s.vote,
-            leader_id=s.leader_id,
-            last_index=s.log.last_index,
-            durable_index=s.log.durable,
-            commit_index=s.log.committed,
-            applied_index=s.log.applied,
-            first_index=s.log.first_index,
-            snapshot_index=s.log.snapshot.index if s.log.snapshot else 0,
-            voters=s.configuration.voters,
-            learners=s.configuration.learners,
-            uncommitted_bytes=leadership.uncommitted_bytes if leadership else 0,
-            pending_reads=pending,
-            leader_contact_age_ms=None if contact is None else (s.now_ns - contact) // MS,
-            peers=tuple(_peer_statuses(s, leadership)) if leadership else (),
-            not_leader_because=_why_not_leader(s),
-        )
-
-
-def _peer_statuses(s: CoreState, leadership: Leadership) -> list[PeerStatus]:
-    statuses = []
-    for peer, p in leadership.progress.items():
-        paused = None
-        if p.regressed:
-            paused = "it denies entries that it acknowledged"
-        elif p.feed is not None:
-            paused = "it is being fed a snapshot"
-        elif p.reading is not None:
-            paused = "entries for it are being read from storage"
-        elif p.inflight and p.state.value == "probe":
-            paused = "a probe is unanswered"
-        elif not p.window_open(s.config.max_inflight_messages, s.config.max_inflight_bytes):
-            paused = "its window is full"
-        statuses.append(
-            PeerStatus(
-                node_id=peer,
-                state=p.state.value,
-                match_index=p.match_index,
-                next_index=p.next_index,
-                inflight_messages=len(p.inflight),
-                inflight_bytes=p.inflight_bytes,
-                contact_age_ms=(s.now_ns - p.last_contact_ns) // MS,
-                snapshot_offset=p.feed.offset if p.feed else None,
-                regressed=p.regressed,
-                paused_because=paused,
-            )
-        )
-    return statuses
-
-
-def _why_not_leader(s: CoreState) -> str | None:
-    if s.role is Role.LEADER:
-        return None
-    if not s.is_voter:
-        return "it is not a voter of the configuration in force"
-    if s.leader_id is not None:
-        return f"it follows {s.leader_id}"
-    if s.role is Role.PRE_CANDIDATE:
-        return "it asks whether it could win (pre-vote) and has no majority yet"
-    if s.role is Role.CANDIDATE:
-        return "it campaigns and has no majority yet"
-    return "it waits for a leader or for its election timeout"
+        return status_of(self._s)
 
 
 # -- events -------------------------------------------------------------------------------------
@@ -412,7 +310,7 @@ def _on_peer_unreachable(s: CoreState, event: ev.PeerUnreachable) -> None:
     if progress is None:
         return
     if progress.feed is not None:
-        progress.feed.waiting_since_ns = None
+        progress.feed.reopen()
     else:
         progress.become_probe()
 

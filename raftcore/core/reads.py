@@ -8,8 +8,6 @@ mistaken for that (rule 33). The read is served when the state machine has appli
 
 from __future__ import annotations
 
-from collections import deque
-
 from raftcore.core import replication
 from raftcore.core.effects import ReadRefused, ReadReleased, RefusalReason
 from raftcore.core.messages import ReadIndexReply, ReadIndexRequest
@@ -38,7 +36,7 @@ def request(s: CoreState, read_id: int) -> None:
 def abandon(s: CoreState, read_id: int) -> None:
     """The answer may have been lost with a connection: without this the bound would fill up."""
     s.remote_reads.discard(read_id)
-    s.confirmed_reads = deque(read for read in s.confirmed_reads if read[1] != read_id)
+    s.confirmed_reads.pop(read_id, None)
 
 
 def on_read_index_request(s: CoreState, m: ReadIndexRequest) -> None:
@@ -119,11 +117,15 @@ def _wait_for_apply(s: CoreState, read_id: int, index: int) -> None:
     # A position from an earlier leader may be below one that waits already: waiting for the larger
     # one too is still correct, and keeps the queue sorted.
     if s.confirmed_reads:
-        index = max(index, s.confirmed_reads[-1][0])
-    s.confirmed_reads.append((index, read_id))
+        index = max(index, next(reversed(s.confirmed_reads.values())))
+    s.confirmed_reads[read_id] = index
 
 
 def on_applied(s: CoreState) -> None:
-    while s.confirmed_reads and s.confirmed_reads[0][0] <= s.log.applied:
-        index, read_id = s.confirmed_reads.popleft()
+    waiting = s.confirmed_reads
+    while waiting:
+        read_id, index = next(iter(waiting.items()))
+        if index > s.log.applied:
+            return
+        del waiting[read_id]
         s.emit(ReadReleased(read_id, index))

@@ -7,6 +7,7 @@ durable, while the same entries are already on their way to the followers (10.2.
 from __future__ import annotations
 
 from raftcore.core import snapshots
+from raftcore.core.config import MS
 from raftcore.core.effects import Apply, ReadEntries
 from raftcore.core.errors import InvariantError
 from raftcore.core.messages import AppendReply, AppendRequest, Heartbeat, HeartbeatReply
@@ -17,8 +18,9 @@ from raftcore.core.types import Entry, NodeId
 
 #: A probe carries entries only up to this size: it is repeated until answered.
 PROBE_BYTES = 16 << 10
-#: Heartbeats that may find something unanswered before all that is in flight counts as lost.
-ASK_AGAIN_LIMIT = 16
+#: A question what was lost that is not answered within this many heartbeat intervals is taken for
+#: lost itself, and with it all that is in flight.
+LOST_AFTER_HEARTBEATS = 16
 
 # -- the leader's side --------------------------------------------------------------------------
 
@@ -101,7 +103,9 @@ def _send_entries(
     size_bytes = sum(entry.size_bytes for entry in entries)
     last_index = prev_index + len(entries)
     proven = 0 < prev_index <= progress.match_index
-    progress.sent(InFlight(request.sequence, prev_index, last_index, size_bytes, proven))
+    progress.sent(
+        InFlight(request.sequence, prev_index, last_index, size_bytes, proven, s.now_ns)
+    )  # fmt: skip
     progress.sent_commit = max(progress.sent_commit, min(request.commit, last_index))
     if progress.state is ProgressState.REPLICATE:
         progress.next_index += len(entries)
@@ -186,16 +190,23 @@ def _ask_again(s: CoreState, leadership: Leadership, peer: NodeId, progress: Pro
 
     A rejection tells that the connection lost something before it, an acknowledgement that it did
     not. What is in flight stays named meanwhile, so that with a round trip longer than a heartbeat
-    an answer still finds its request. When many of these stay unanswered, all counts as lost.
+    an answer still finds its request. One question at a time, and only about what has had time to
+    be answered: replies to rounds of reads come far more often than answers of a slow disk. When
+    the question stays unanswered too, all counts as lost.
     """
-    if len(progress.inflight) >= s.config.max_inflight_messages + ASK_AGAIN_LIMIT:
-        progress.become_probe()
+    heartbeat_ns = s.config.heartbeat_ms * MS
+    if progress.ask_outstanding:
+        if s.now_ns - progress.asked_ns >= LOST_AFTER_HEARTBEATS * heartbeat_ns:
+            progress.become_probe()
+        return
+    if s.now_ns - progress.inflight[0].sent_ns < heartbeat_ns:
         return
     prev_term = s.log.term_at(progress.next_index - 1)
     if prev_term is None:
         progress.become_probe()  # compacted meanwhile: from what is proven, or a snapshot
     elif progress.reading is None:
         _send_entries(s, leadership, peer, progress, prev_term, ())
+        progress.asked, progress.asked_ns = leadership.sequence, s.now_ns
 
 
 def announce_commit(s: CoreState, leadership: Leadership) -> None:
@@ -212,9 +223,15 @@ def advance_commit(s: CoreState, leadership: Leadership) -> None:
         return s.log.durable if node == s.node_id else leadership.progress[node].counted_match
 
     index = quorum_value(s.configuration, match)
-    if s.log.term_at(index) != s.term or not s.log.commit(index):
-        return
-    while leadership.uncommitted and leadership.uncommitted[0][0] <= index:
+    if s.log.term_at(index) == s.term:
+        s.log.commit(index)
+
+
+def settle_uncommitted(s: CoreState, leadership: Leadership) -> None:
+    """Make room for proposals. What others have committed still takes up memory here until it is
+    durable: a leader whose own disk hangs must refuse, or nothing would bound it."""
+    settled = min(s.log.committed, s.log.durable)
+    while leadership.uncommitted and leadership.uncommitted[0][0] <= settled:
         leadership.uncommitted_bytes -= leadership.uncommitted.popleft()[1]
 
 

@@ -25,6 +25,13 @@ from raftcore.core.progress import Progress, ProgressState, SnapshotFeed
 from raftcore.core.state import CoreState, IncomingSnapshot, Leadership, WaitFor
 from raftcore.core.types import NodeId
 
+#: A chunk without an answer is sent again after this many election timeouts, and then after twice
+#: as long each time. Lost connections are reported; this is only against a lost frame, and a chunk
+#: that is merely slow must not be joined on its link by another.
+RESEND_AFTER_TIMEOUTS = 10
+#: Waiting times are doubled at most this often.
+MAX_DOUBLINGS = 6
+
 # -- the leader's side --------------------------------------------------------------------------
 
 
@@ -41,12 +48,20 @@ def feed(s: CoreState, peer: NodeId, progress: Progress) -> None:
     """Ask for the next chunk to be read, unless one is under way."""
     current = progress.feed
     assert current is not None, "a peer in state SNAPSHOT has a feed"
-    waiting = current.waiting_since_ns
-    if waiting is not None and s.now_ns - waiting < s.election_timeout_ns:
-        return  # after a whole election timeout the chunk or its answer counts as lost
+    if s.now_ns < current.not_before_ns:
+        return
+    if current.waiting_since_ns is not None:
+        patience_ns = _doubled(RESEND_AFTER_TIMEOUTS * s.election_timeout_ns, current.resends)
+        if s.now_ns - current.waiting_since_ns < patience_ns:
+            return
+        current.resends += 1
     current.waiting_since_ns = s.now_ns
     limit = s.config.snapshot_chunk_bytes
     s.emit(ReadSnapshotChunk(peer, current.meta, current.offset, limit))
+
+
+def _doubled(time_ns: int, times: int) -> int:
+    return time_ns << min(times, MAX_DOUBLINGS)
 
 
 def on_chunk_read(s: CoreState, leadership: Leadership, event: SnapshotChunkRead) -> None:
@@ -73,18 +88,36 @@ def on_chunk_read(s: CoreState, leadership: Leadership, event: SnapshotChunkRead
         sequence=leadership.next_sequence(),
         read_counter=leadership.read_counter,
     )
+    progress.feed.sequence = chunk.sequence
+    progress.feed.complete = event.offset + len(event.data) == event.meta.size_bytes
     s.send(event.to, chunk, WaitFor.NOTHING)
 
 
 def on_reply(s: CoreState, progress: Progress, m: SnapshotReply) -> None:
-    """The peer says how far it is; the caller goes on sending."""
+    """The peer says how far it is; the caller goes on sending.
+
+    Only the answer to the last chunk, or one that brings the peer further, lets the next one go:
+    otherwise each chunk that was sent twice would be followed by two, for ever.
+    """
     if m.installed:
         progress.acknowledge(m.index)
         check_caught_up(s, progress)
-    elif progress.feed is not None and m.index == progress.feed.meta.index:
-        wanted = m.next_offset
-        progress.feed.offset = wanted if 0 <= wanted < progress.feed.meta.size_bytes else 0
-        progress.feed.waiting_since_ns = None
+        if progress.feed is not None and m.sequence == progress.feed.sequence:
+            progress.feed.reopen()  # it holds an older snapshot now, and still needs this one
+        return
+    current = progress.feed
+    if current is None or m.index != current.meta.index:
+        return
+    wanted = m.next_offset if 0 <= m.next_offset < current.meta.size_bytes else 0
+    if m.sequence == current.sequence:
+        if current.complete and wanted == 0:
+            # It had everything and threw it away: damaged here or on the way, or it started anew.
+            pause_ns = _doubled(s.election_timeout_ns, current.failures)
+            current.start_over(s.now_ns + pause_ns)
+        else:
+            current.advance(wanted)
+    elif wanted > current.offset:
+        current.advance(wanted)
 
 
 def check_caught_up(s: CoreState, progress: Progress) -> None:
@@ -105,14 +138,19 @@ def on_chunk(s: CoreState, m: SnapshotChunk) -> None:
             s.incoming = None
             _reply(s, m.sender, m.meta.index, 0, m.sequence, m.read_counter, installed=True)
         return
-    if incoming is not None and (incoming.storing or incoming.installing):
-        return
-    if incoming is None or incoming.meta != m.meta:
-        if incoming is not None and incoming.term == m.term and m.meta.index < incoming.meta.index:
+    if incoming is not None and incoming.meta != m.meta and not incoming.installing:
+        if incoming.term == m.term and m.meta.index < incoming.meta.index:
             return  # a late chunk of a snapshot that the same leader has given up (rule 45)
+        incoming = None
+    if incoming is None:
         incoming = s.incoming = IncomingSnapshot(m.meta, m.sender, m.term)
-    incoming.leader, incoming.term = m.sender, m.term
-    incoming.sequence, incoming.read_counter = m.sequence, m.read_counter
+    # What is being written is answered to whoever asked last: a leader waits for the answer to its
+    # last chunk, and a new leader for one to itself.
+    if (m.term, m.sequence) > (incoming.term, incoming.sequence):
+        incoming.leader, incoming.term = m.sender, m.term
+        incoming.sequence, incoming.read_counter = m.sequence, m.read_counter
+    if incoming.storing or incoming.installing:
+        return
     if m.offset != incoming.next_offset:
         _progress(s, incoming)
         return
@@ -125,7 +163,8 @@ def on_chunk_stored(s: CoreState, event: SnapshotChunkStored) -> None:
     incoming = s.incoming
     if incoming is None or incoming.meta != event.meta:
         return
-    incoming.storing = False
+    # Not the end after all, if the end was sent: the file has not got what comes before it.
+    incoming.storing = incoming.installing = False
     incoming.next_offset = event.next_offset
     _progress(s, incoming)
 
@@ -147,6 +186,18 @@ def on_installed(s: CoreState, event: SnapshotInstalled) -> None:
         s.configurations = ConfigurationStack(event.meta.index, event.meta.configuration)
         s.emit(ConfigurationChanged(event.meta.configuration, event.meta.index))
     _progress(s, incoming, installed=True)
+
+
+def drop_overtaken(s: CoreState) -> None:
+    """A snapshot of which a part has come is of no use once appends have committed what it holds.
+
+    It must not stay: what a node is receiving it would otherwise hold for ever.
+    """
+    incoming = s.incoming
+    if incoming is None or incoming.storing or incoming.installing:
+        return
+    if incoming.meta.index <= s.log.committed:
+        s.incoming = None
 
 
 def _progress(s: CoreState, incoming: IncomingSnapshot, *, installed: bool = False) -> None:

@@ -1,13 +1,13 @@
 """The state that the modules of the core work on, and how effects leave it.
 
 Modules stage messages and log changes while an event is handled; :meth:`CoreState.flush` then turns
-all of it into one :class:`~raftcore.core.effects.Persist` followed by the sends. That order, and
-what each send waits for, is decided here and nowhere else.
+all of it into one :class:`~raftcore.core.effects.Persist`, the sends, and everything else. That
+order, and what each send waits for, is decided here and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from raftcore.core.effects import (
     ConfigurationChanged,
     Effect,
     LeadershipChanged,
+    Notification,
     Persist,
     Send,
 )
@@ -71,6 +72,14 @@ class Transfer:
     target: NodeId
     deadline_ns: int
     timeout_now_sent: bool = False
+
+
+@dataclass(slots=True)
+class HandedOver:
+    """A transfer whose target was told to campaign and whose leadership is over."""
+
+    target: NodeId
+    deadline_ns: int
 
 
 @dataclass(slots=True)
@@ -140,10 +149,12 @@ class CoreState:
         self.leadership: Leadership | None = None
         self.candidacy: Candidacy | None = None
         self.incoming: IncomingSnapshot | None = None
+        self.handed_over: HandedOver | None = None
         #: reads of this node waiting for the leader's answer
         self.remote_reads: set[int] = set()
-        #: confirmed reads of this node waiting to be applied: (index, read id), ascending
-        self.confirmed_reads: deque[tuple[int, int]] = deque()
+        #: confirmed reads of this node waiting to be applied: index by read id, ascending; a
+        #: reader that goes away is taken out of the middle
+        self.confirmed_reads: OrderedDict[int, int] = OrderedDict()
         self.reading_to_apply: int | None = None
         self.next_request_id = 1
         self._effects: list[Effect] = []
@@ -238,22 +249,37 @@ class CoreState:
         return bool(changed or self._effects or self._sends or self._new_entries)
 
     def flush(self) -> list[Effect]:
-        """All effects of the event just handled: what to persist first, then what to send."""
+        """All effects of the event just handled: the write first, then what to send, then the
+        rest in its order, notifications last.
+
+        Durability must not hang on anything that is carried out before it, least of all on what
+        somebody does when he is notified.
+        """
         self._announce()
+        effects: list[Effect] = []
         if self._hard_state_changed or self._new_entries or self._truncate_from is not None:
-            self._persist()
-        everything = self.log.last_issued
-        for to, message, wait_for in self._sends:
-            after = None
-            if wait_for is WaitFor.HARD_STATE:
-                after = self._hard_mark
-            elif wait_for is WaitFor.EVERYTHING:
-                after = everything
-            self._effects.append(Send(to, message, after))
-        effects, self._effects, self._sends = self._effects, [], []
+            effects.append(self._persist())
+        effects += self._marked_sends()
+        notifications = [e for e in self._effects if isinstance(e, Notification)]
+        effects += [e for e in self._effects if not isinstance(e, Notification)]
+        effects += notifications
+        self._effects, self._sends = [], []
         return effects
 
-    def _persist(self) -> None:
+    def _marked_sends(self) -> list[Send]:
+        """Messages with the write that each of them waits for.
+
+        The marks do not ascend: term and vote may have been written long before the entries that
+        an earlier message of the same step or of another waits for.
+        """
+        marks = {
+            WaitFor.NOTHING: None,
+            WaitFor.HARD_STATE: self._hard_mark,
+            WaitFor.EVERYTHING: self.log.last_issued,
+        }
+        return [Send(to, message, marks[wait_for]) for to, message, wait_for in self._sends]
+
+    def _persist(self) -> Persist:
         mark = WriteMark(self._next_mark, self.term)
         self._next_mark += 1
         self.log.write_issued(mark)
@@ -261,18 +287,17 @@ class CoreState:
         if self._hard_state_changed:
             hard_state = HardState(self.term, self.vote)
             self._hard_mark = mark
-        self._effects.append(
-            Persist(
-                mark,
-                hard_state,
-                self._truncate_from,
-                tuple(self._new_entries),
-                min(self.log.committed, self.log.durable),
-            )
+        write = Persist(
+            mark,
+            hard_state,
+            self._truncate_from,
+            tuple(self._new_entries),
+            min(self.log.committed, self.log.durable),
         )
         self._hard_state_changed = False
         self._truncate_from = None
         self._new_entries = []
+        return write
 
     def _announce(self) -> None:
         now = (self.role, self.term, self.leader_id)

@@ -3,6 +3,9 @@
 While it is under way proposals are refused, so that the target can catch up; when the target holds
 the whole log it is told to campaign at once. If that does not end this leadership within one
 election timeout the transfer is given up and proposals are accepted again.
+
+Losing the leadership is not the end of it: somebody else may have won. The outcome is a success
+only once this node hears the target lead a later term.
 """
 
 from __future__ import annotations
@@ -58,10 +61,32 @@ def check_deadline(s: CoreState, leadership: Leadership) -> None:
     transfer = leadership.transfer
     if transfer is not None and s.now_ns >= transfer.deadline_ns:
         leadership.transfer = None
-        s.emit(TransferFinished(False, transfer.target, "the target did not take over in time"))
+        sent = transfer.timeout_now_sent  # it may obey yet
+        detail = "the target did not take over in time"
+        s.emit(TransferFinished(False, transfer.target, detail, unknown=sent))
+
+
+def settle_handed_over(s: CoreState) -> None:
+    """The order was sent and the leadership is over: who leads now?"""
+    handed = s.handed_over
+    if handed is None:
+        return
+    if s.leader_id == handed.target:
+        outcome = TransferFinished(True, handed.target, "the target leads a later term")
+    elif s.leader_id is not None:
+        detail = f"{s.leader_id} leads a later term instead"
+        outcome = TransferFinished(False, handed.target, detail)
+    elif s.now_ns >= handed.deadline_ns:
+        detail = "leadership is over and no new leader is known yet"
+        outcome = TransferFinished(False, handed.target, detail, unknown=True)
+    else:
+        return
+    s.handed_over = None
+    s.emit(outcome)
 
 
 def on_timeout_now(s: CoreState) -> None:
     """The leader of this term asks us to take over; no pre-vote, it would find a live leader."""
-    if s.role is Role.FOLLOWER and s.is_voter and s.incoming is None:
+    installing = s.incoming is not None and s.incoming.installing
+    if s.role is Role.FOLLOWER and s.is_voter and not installing:
         election.campaign(s, transfer=True)

@@ -10,7 +10,7 @@ from raftcore.core import messages as msg
 from raftcore.core.errors import PeerViolationError
 from raftcore.core.membership import decode_configuration
 from raftcore.core.state import CoreState, Leadership
-from raftcore.core.types import MAX_INDEX, MAX_TERM, MAX_TERM_JUMP, EntryType
+from raftcore.core.types import MAX_INDEX, MAX_TERM, MAX_TERM_JUMP, Configuration, EntryType
 
 
 def check(s: CoreState, m: msg.Message) -> None:
@@ -20,11 +20,11 @@ def check(s: CoreState, m: msg.Message) -> None:
     if not 0 <= m.term <= min(MAX_TERM, s.term + MAX_TERM_JUMP):
         raise PeerViolationError(f"{m.sender} is in term {m.term}, this node in {s.term}")
     if isinstance(m, msg.AppendRequest):
-        _check_append(m)
+        _check_append(s, m)
     elif isinstance(m, msg.VoteRequest):
         _check_position(m, m.last_index, m.last_term)
     elif isinstance(m, msg.SnapshotChunk):
-        _check_chunk(m)
+        _check_chunk(s, m)
     elif s.leadership is not None and m.term == s.term:
         _check_reply(s, s.leadership, m)
 
@@ -34,7 +34,7 @@ def _check_position(m: msg.Message, index: int, term: int) -> None:
         raise PeerViolationError(f"{m.sender} speaks of ({index}, {term}) in term {m.term}")
 
 
-def _check_append(m: msg.AppendRequest) -> None:
+def _check_append(s: CoreState, m: msg.AppendRequest) -> None:
     """Entry k has index prev + 1 + k, and terms never fall."""
     _check_position(m, m.prev_index, m.prev_term)
     term = m.prev_term
@@ -44,15 +44,25 @@ def _check_append(m: msg.AppendRequest) -> None:
         term = entry.term
         if entry.type is EntryType.CONFIGURATION:
             try:
-                decode_configuration(entry.data)
+                configuration = decode_configuration(entry.data)
             except ValueError as error:
                 raise PeerViolationError(f"{m.sender} sent at {index} {error}") from error
+            _check_configuration(s, m, configuration)
 
 
-def _check_chunk(m: msg.SnapshotChunk) -> None:
+def _check_configuration(s: CoreState, m: msg.Message, configuration: Configuration) -> None:
+    """A configuration never changes its cluster, and somebody can always vote under it."""
+    if configuration.cluster_id != s.configuration.cluster_id:
+        raise PeerViolationError(f"{m.sender} sent a configuration of {configuration.cluster_id!r}")
+    if not configuration.voters:
+        raise PeerViolationError(f"{m.sender} sent a configuration without a voter")
+
+
+def _check_chunk(s: CoreState, m: msg.SnapshotChunk) -> None:
     _check_position(m, m.meta.index, m.meta.term)
     if m.offset < 0 or not m.data or m.offset + len(m.data) > m.meta.size_bytes:
         raise PeerViolationError(f"{m.sender} sent bytes that its snapshot does not have")
+    _check_configuration(s, m, m.meta.configuration)
 
 
 def _check_reply(s: CoreState, leadership: Leadership, m: msg.Message) -> None:

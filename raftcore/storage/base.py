@@ -111,7 +111,11 @@ class LogStorage(Protocol):
     def newest_snapshot(self) -> SnapshotMeta | None: ...
 
     def read_snapshot_chunk(self, meta: SnapshotMeta, offset: int, max_bytes: int) -> bytes:
-        """File bytes of that snapshot, empty if it is no longer there."""
+        """File bytes of that snapshot, empty if it is no longer there.
+
+        A read at offset 0 begins a transfer and verifies the whole file against ``meta.digest``:
+        LogCorruptError, final, if it is damaged. At the next start the older snapshot is used.
+        """
         ...
 
     def snapshot_records(self, meta: SnapshotMeta) -> Iterator[bytes]:

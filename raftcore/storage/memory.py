@@ -7,6 +7,7 @@ failing write nevertheless reached it.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -179,7 +180,11 @@ class MemoryLog:
         """See :meth:`LogStorage.read_snapshot_chunk`."""
         self._latch.check()
         found, raw = self.disk.snapshots.get((meta.index, meta.term), (None, b""))
-        return raw[offset : offset + max_bytes] if found == meta else b""
+        if found != meta:
+            return b""
+        if offset == 0 and hashlib.sha256(raw).digest() != meta.digest:
+            raise self._latch.trip(LogCorruptError(f"snapshot {meta.index} is damaged"))
+        return raw[offset : offset + max_bytes]
 
     def snapshot_records(self, meta: SnapshotMeta) -> Iterator[bytes]:
         """See :meth:`LogStorage.snapshot_records`."""

@@ -7,6 +7,7 @@ meta table alone: a file nobody points to has no effect.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import os
@@ -114,17 +115,24 @@ class SnapshotDirectory:
                 self.finished.pop(position, None)
 
     def read_chunk(self, meta: SnapshotMeta, offset: int, max_bytes: int) -> bytes:
-        """File bytes from ``offset``; empty at the end or when the file is gone."""
+        """File bytes from ``offset``; empty at the end or when the file is gone.
+
+        The first read of a transfer looks at the whole file: a damaged one would be sent, refused
+        by its receiver and sent again for ever.
+
+        Raises:
+            LogCorruptError: the file is not the one that ``meta`` describes any more.
+        """
         path = self.file_of(meta.index, meta.term)
         with storage_errors(f"reading {path.name}"):
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                file = path.open("rb", buffering=0)
             except FileNotFoundError:
                 return b""
-            try:
-                return os.pread(fd, max_bytes, offset)
-            finally:
-                os.close(fd)
+            with file:
+                if offset == 0 and hashlib.file_digest(file, "sha256").digest() != meta.digest:
+                    raise LogCorruptError(f"snapshot {path.name} is damaged")
+                return os.pread(file.fileno(), max_bytes, offset)
 
     def records(self, meta: SnapshotMeta) -> Iterator[bytes]:
         """The records of a finished file; the digest is compared after the last one."""

@@ -212,12 +212,18 @@ class Cluster:
     database_url: str
     nodes: list[LocalNode]
     token: str = ""
+    #: nodes that somebody else has started
+    elsewhere: set[str] = field(default_factory=set)
     _stopped: set[str] = field(default_factory=set)
 
     # -- processes ------------------------------------------------------------------------------
 
     def data_dir(self, node: LocalNode) -> Path:
         return self.root / node.name
+
+    def answers(self, node: LocalNode) -> bool:
+        """Whether it makes sense to ask that node."""
+        return (node.running and node.name not in self._stopped) or node.name in self.elsewhere
 
     def start(self, *nodes: LocalNode) -> None:
         """Start those (or all) and wait until they are ready. On the main thread: a node ends with
@@ -284,7 +290,7 @@ class Cluster:
 
     def until_ready(self, node: LocalNode) -> None:
         def ready() -> bool:
-            if not node.running:
+            if not self.answers(node):
                 pytest.fail(f"{node.name} ended: {node.last_log_line()}")
             return ask(node.url, "GET", "/ready", timeout_s=2.0).status == 200
 
@@ -303,7 +309,7 @@ class Cluster:
         def leading() -> LocalNode | None:
             best: tuple[int, LocalNode] | None = None
             for node in self.nodes:
-                if not node.running or node.name in self._stopped:
+                if not self.answers(node):
                     continue
                 with contextlib.suppress(OSError):
                     view = self.view(node)
@@ -342,7 +348,7 @@ class Cluster:
 
         def answered() -> str | None:
             for node in self.nodes:
-                if node.running:
+                if self.answers(node):
                     answer = ask(node.url, "POST", "/api/v1/auth/login", body)
                     assert answer.status in (200, 503), answer.raw
                     return str(answer.json["access_token"]) if answer.status == 200 else None
@@ -372,7 +378,7 @@ class Cluster:
 
         def answered() -> Answer | None:
             for node in self.nodes:
-                if not node.running or node.name in self._stopped:
+                if not self.answers(node):
                     continue
                 with contextlib.suppress(OSError):
                     answer = self.ask(node, method, path, body, Idempotency_Key=key)

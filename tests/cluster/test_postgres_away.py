@@ -63,7 +63,7 @@ def test_postgres_goes_and_comes_back(
     cluster.start(node)  # also a start must not need it
     away()
     server.start()
-    until("the node is whole again", lambda: not cluster.ask(node, "GET", "/ready").json["degraded"])
+    until("the node is whole again", lambda: not degraded())
     until("it works again", lambda: cluster.ask(node, "GET", "/api/v1/projects").status == 200)
     body = {"content": {"count": 2}, "expected_version": 1}
     assert cluster.ask(node, "PUT", place.path("a"), body).status == 200

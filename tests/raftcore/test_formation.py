@@ -527,8 +527,8 @@ class ChaoticFounder:
         self.turned_away = False
 
 
-# asyncio leaves a connection to the collector when its server closes between accept and attach, which
-# kills at random moments do hit; the warning says nothing about the formation.
+# asyncio leaves a connection to the collector when its server closes between accept and attach, as
+# kills at random moments make it do; the warning says nothing about the formation.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", range(6))
 async def test_kills_and_wipes_in_the_middle_never_make_two_clusters(town: Town, seed: int) -> None:

@@ -57,14 +57,14 @@ _MESSAGES: Final = {
 def listed(
     errors: Iterator[jsonschema_rs.ValidationError], document: object, raw: bytes
 ) -> tuple[tuple[str, str], ...]:
-    """Up to 100 faults of the document (as value and as text), as (pointer, message)."""
+    """Up to 100 faults of the document (as value and as text), each once: (pointer, message)."""
     has_empty_keys = b'""' in raw
-    found: list[tuple[str, str]] = []
+    found: dict[tuple[str, str], None] = {}  # alternatives of a schema may find the same fault
     for error in islice(errors, MAX_FAULTS):
         path = error.instance_path
         if has_empty_keys:
             path = _with_empty_keys(path, document, error.instance) or path
-        found.append((pointer_of(path), message_of(error.kind.name, error.kind.value)))
+        found[pointer_of(path), message_of(error.kind.name, error.kind.value)] = None
     return tuple(found)
 
 

@@ -300,3 +300,20 @@ def test_entries_from_storage_that_are_not_those_of_the_log_stop_the_node() -> N
         log.check_read(2, (entry(3, 2),))
     with pytest.raises(InvariantError, match="storage gave"):
         log.check_read(2, (entry(2, 2),))
+
+
+def test_the_cache_gives_up_an_eighth_at_once() -> None:
+    """One entry less per append would cost each append as much as the whole cache is long."""
+    size = entry(1, 1).size_bytes
+    log = log_with(cache_bytes=80 * size)
+    evictions, first = 0, 1
+    for index in range(1, 1001):
+        log.append((entry(index, 1),))
+        log.write_issued(WriteMark(index, 1))
+        log.write_durable(WriteMark(index, 1))
+        assert log._cache_size <= 80 * size
+        if log._cache_first != first:
+            assert log._cache_first - first >= 10
+            evictions, first = evictions + 1, log._cache_first
+    assert 80 <= evictions <= 100
+    assert log._cache_size >= 70 * size

@@ -61,6 +61,11 @@ def test_the_bytes_of_a_configuration_never_change() -> None:
         GOLDEN.replace(b'"format":1', b'"format":2'),
         GOLDEN.replace(b'"ca97', b'"zz97'),
         GOLDEN.replace(b'"old_voters":["b"]', b'"old_voters":7'),
+        GOLDEN.replace(b'"old_voters":["b"]', b'"old_voters":[7]'),
+        GOLDEN.replace(b'"voter":true', b'"voter":1'),
+        GOLDEN.replace(b'"members":', b'"members":[[]],"rest":'),
+        b"[" * 200_000,
+        b'{"format":1,"members":' + b"[" * 200_000,
         json.dumps({**json.loads(GOLDEN), "members": json.loads(GOLDEN)["members"] * 2}).encode(),
     ],
 )

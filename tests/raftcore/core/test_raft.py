@@ -166,6 +166,24 @@ def test_uncommitted_bytes_are_bounded_and_one_proposal_is_always_possible() -> 
     assert outcomes(leader.propose(b"z")) == [3]
 
 
+def test_a_leader_whose_own_disk_hangs_refuses_although_others_commit() -> None:
+    """Rule I20: what waits for the leader's own disk is in its memory, committed or not."""
+    c = ManualCluster(max_uncommitted_bytes=1000)
+    leader = c.elect("a")
+    leader.hold_disk = True
+    accepted = refused = 0
+    for _ in range(30):
+        for outcome in outcomes(leader.propose(b"x" * 36)):
+            accepted += isinstance(outcome, int)
+            refused += outcome is RefusalReason.OVERLOADED
+        c.deliver()
+    assert leader.raft.commit_index == leader.raft.status().last_index == 1 + accepted
+    assert (accepted, refused) == (10, 20)
+    leader.flush()
+    assert leader.raft.status().uncommitted_bytes == 0
+    assert outcomes(leader.propose(b"y")) == [12]
+
+
 def test_rule_51_a_deposed_leader_says_nothing_about_what_it_had_accepted() -> None:
     """Accepted proposals are neither refused nor failed later: the outcome is unknown."""
     c = ManualCluster()
@@ -199,6 +217,18 @@ def test_the_write_comes_before_the_messages_that_wait_for_it() -> None:
     effects = ManualCluster()["a"].receive(msg.VoteRequest("b", 1, 0, 0))
     kinds = [type(e) for e in effects]
     assert kinds.index(ef.Persist) < kinds.index(ef.Send)
+
+
+def test_marks_of_messages_need_not_ascend() -> None:
+    """A driver that holds messages back must not conclude from one mark to the next."""
+    node = ManualCluster()["a"]
+    node.hold_disk = True
+    node.receive(msg.Heartbeat("b", 1, 0, 0))
+    entries = (Entry(1, 1, EntryType.COMMAND, b"x"),)
+    node.receive(msg.AppendRequest("b", 1, 0, 0, 0, 1, 0, entries))
+    node.receive(msg.Heartbeat("b", 1, 0, 0))
+    marks = [e.after and e.after.sequence for e in node.effects if isinstance(e, ef.Send)]
+    assert marks == [1, 2, 1]
 
 
 def test_leadership_changes_are_announced_once() -> None:

@@ -248,6 +248,52 @@ def test_pending_reads_are_bounded_here_and_for_others() -> None:
     assert refused(follower) == [(3, RefusalReason.OVERLOADED)]
 
 
+def test_a_late_answer_to_an_earlier_run_releases_a_read_of_the_same_number() -> None:
+    """Why the owner of a core must not begin to number its reads at the same place in each run:
+    the core can not tell the answer to read 1 of the run before from that to read 1 of this one,
+    and the position in it is older than the read."""
+    c = ManualCluster()
+    leader = c.elect("a")
+    c.advance(200)
+    follower = c["b"]
+    follower.read(1)
+    c.deliver(lambda _to, m: not isinstance(m, msg.ReadIndexReply))
+    ((_, late),) = c.wire
+    c.wire.clear()
+    follower.start()
+    c.isolate("b")
+    leader.propose(b"acknowledged before the next read is asked for")
+    c.deliver()
+    acknowledged = leader.raft.applied_index
+    follower.receive(msg.Heartbeat("a", 1, 1, 0))
+    follower.effects.clear()
+    follower.read(1)
+    follower.receive(late)
+    (stale,) = [e for e in follower.effects if isinstance(e, ef.ReadReleased)]
+    assert stale.index < acknowledged, "this is what a random first number prevents"
+    other = 1 + 0x2F5A_11C3_9D07_44E1
+    follower.read(other)
+    follower.receive(late)
+    assert released(follower) == [1], "another number is safe"
+
+
+def test_an_abandoned_read_is_taken_out_of_the_middle_of_the_queue() -> None:
+    c = ManualCluster()
+    c.elect("a")
+    c.advance(100)
+    follower = c["b"]
+    follower.hold_apply = True
+    c["a"].propose(b"x")
+    c.deliver()
+    for read_id in (1, 2, 3):
+        follower.read(read_id)
+        c.deliver()
+    follower.step(ev.ReadAbandoned(follower.now_ns, 2))
+    assert follower.raft.status().pending_reads == 2
+    follower.apply_now()
+    assert released(follower) == [1, 3]
+
+
 def test_an_abandoned_read_takes_up_no_room() -> None:
     c = ManualCluster(max_pending_reads=1)
     c.elect("a")

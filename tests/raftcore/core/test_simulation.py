@@ -11,8 +11,12 @@ import pytest
 
 from jepsen_like.cli import main
 from jepsen_like.sim import SimOptions, run_seed
+from jepsen_like.sim.cluster import CoreCluster
+from raftcore.core import effects as ef
 from raftcore.core import election, quorum, reads, replication
+from raftcore.core import events as ev
 from raftcore.core.log import RaftLog
+from raftcore.core.raft import Raft
 from raftcore.core.state import CoreState, Leadership, WaitFor
 from raftcore.core.types import WriteMark
 
@@ -60,6 +64,45 @@ def test_equal_seeds_give_equal_traces_in_processes_with_different_hash_seeds() 
 def test_another_seed_gives_another_trace() -> None:
     options = SimOptions(nodes=3, duration_ms=300)
     assert run_seed(1, options).trace_hash != run_seed(2, options).trace_hash
+
+
+def test_the_write_comes_first_and_notifications_last_in_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Durability must not hang on what is carried out before the write, such as an observer."""
+    ranks: list[list[int]] = []
+    step = Raft.step
+
+    def watched(raft: Raft, event: ev.Event) -> list[ef.Effect]:
+        effects = step(raft, event)
+        ranks.append([rank(effect) for effect in effects])
+        return effects
+
+    def rank(effect: ef.Effect) -> int:
+        if isinstance(effect, ef.Persist | ef.Send):
+            return 1 if isinstance(effect, ef.Send) else 0
+        return 3 if isinstance(effect, ef.Notification) else 2
+
+    monkeypatch.setattr(Raft, "step", watched)
+    for seed in (2, 5):
+        assert run_seed(seed, HARSH).failure is None
+    assert all(found == sorted(found) and found.count(0) <= 1 for found in ranks)
+    assert any(set(found) >= {0, 1, 2} for found in ranks)
+    assert any(set(found) >= {0, 1, 3} for found in ranks)
+
+
+def test_no_two_runs_of_a_node_number_their_reads_alike() -> None:
+    """See test_reads.py for what happens if they do."""
+    cluster = CoreCluster(1, SimOptions(nodes=3))
+    asked: list[int] = []
+    for node in cluster.nodes.values():
+        for _ in range(3):
+            node.start()
+            before = node._next_read
+            node.read()
+            asked += [before, node._next_read]
+    assert len(asked) == len(set(asked)) == 18
+    assert max(asked) > 2**60
 
 
 def send_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +166,18 @@ HARSH = SimOptions(
     drift_ppm=100_000,
 )
 
+#: Leaders that are replaced without noticing it, under many reads.
+PAUSING = SimOptions(
+    nodes=3,
+    delay_ms=3.0,
+    disk_ms=3.0,
+    partition_ms=600,
+    pause_ms=300,
+    drift_ppm=200_000,
+    read_every_ms=4,
+    write_every_ms=8,
+)
+
 MUTANTS: dict[Callable[[pytest.MonkeyPatch], None], set[str]] = {
     send_at_once: {"I17"},
     half_is_a_majority: {"I1", "I6", "I9"},
@@ -141,7 +196,7 @@ def test_the_simulation_notices(
     """A checker that can not fail proves nothing: break one rule, and see who says so."""
     mutant(monkeypatch)
     for seed in range(41, 101):
-        result = run_seed(seed, HARSH)
+        result = run_seed(seed, PAUSING if mutant is read_without_a_quorum else HARSH)
         if result.failure is not None:
             assert result.invariant in MUTANTS[mutant], result.failure
             return

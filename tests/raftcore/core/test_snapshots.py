@@ -65,9 +65,9 @@ def is_chunk(_to: str, message: Message) -> bool:
     return isinstance(message, msg.SnapshotChunk)
 
 
-def lagging(**options: Any) -> tuple[ManualCluster, ManualNode]:
+def lagging(chunk_bytes: int = 400) -> tuple[ManualCluster, ManualNode]:
     """b lacks entries that the leader has compacted."""
-    c = ManualCluster(trailing_entries=0, snapshot_chunk_bytes=400, **options)
+    c = ManualCluster(trailing_entries=0, snapshot_chunk_bytes=chunk_bytes)
     c.isolate("b")
     leader = c.elect("a")
     for _ in range(3):
@@ -78,7 +78,12 @@ def lagging(**options: Any) -> tuple[ManualCluster, ManualNode]:
     c.deliver()
     assert leader.raft.status().first_index > 1
     c.heal()
+    c.set_time(c.now_ns + 60 * MS)
     return c, leader
+
+
+def sequence_of_the_last_chunk(leader: ManualNode) -> int:
+    return [m for _, m in leader.outbox if isinstance(m, msg.SnapshotChunk)][-1].sequence
 
 
 # -- a whole transfer -------------------------------------------------------------------------
@@ -140,18 +145,103 @@ def test_rule_45_a_lost_chunk_costs_one_chunk() -> None:
     assert c["b"].machine == leader.machine
 
 
-def test_an_unanswered_chunk_is_sent_again_after_an_election_timeout() -> None:
+def test_an_unanswered_chunk_is_sent_again_after_ten_election_timeouts_then_twenty() -> None:
     c, leader = lagging()
     leader.time_out()
     c.deliver(lambda to, m: not is_chunk(to, m))
     assert c.drop(is_chunk) == 1
-    for _ in range(4):
+    started = c.now_ns
+    lost_at = []
+    while len(lost_at) < 2:
         c.set_time(c.now_ns + 60 * MS)
         leader.time_out()
         c.deliver(lambda to, m: not is_chunk(to, m))
-        assert c.drop(is_chunk) == 0
-    c.advance(200)
+        if c.drop(is_chunk):
+            lost_at.append((c.now_ns - started) // MS)
+    assert lost_at == [3000, 9000]
+    leader.step(ev.PeerUnreachable(leader.now_ns, "b"))
+    c.advance(100)
     assert c["b"].machine == leader.machine
+
+
+def test_a_link_slower_than_a_chunk_in_an_election_timeout_carries_each_chunk_once() -> None:
+    """Chunks used to be sent again after 300 ms, and each repeated answer set off one more."""
+    c, leader = lagging(chunk_bytes=60)
+    start = free_ns = c.now_ns
+    sent_bytes = 0
+    under_way: list[tuple[int, str, Message]] = []
+    while not c["b"].image.snapshots:
+        c.set_time(c.now_ns + 5 * MS)
+        assert c.now_ns < start + 20_000 * MS, "the transfer does not end"
+        for node in c.nodes.values():
+            if node.raft.next_deadline_ns <= node.now_ns:
+                node.tick()
+        if c.now_ns % (50 * MS) == start % (50 * MS):
+            leader.propose(b"w")
+        for to, message in c.collect():
+            arrival_ns = c.now_ns
+            if (message.sender, to) == ("a", "b"):  # one after the other, chunks take their time
+                if isinstance(message, msg.SnapshotChunk):
+                    sent_bytes += len(message.data)
+                    free_ns = max(free_ns, c.now_ns) + 400 * MS
+                arrival_ns = max(free_ns, c.now_ns)
+            under_way.append((arrival_ns, to, message))
+        c.wire.clear()
+        for arrival in [a for a in under_way if a[0] <= c.now_ns]:
+            under_way.remove(arrival)
+            c[arrival[1]].receive(arrival[2])
+    assert c.leaders() == ["a"]
+    assert sent_bytes <= 2 * c["b"].image.snapshots[-1].meta.size_bytes
+
+
+def test_only_the_answer_to_the_last_chunk_or_progress_lets_the_next_one_go() -> None:
+    _, leader = lagging()
+    leader.receive(msg.HeartbeatReply("b", 1, 0))
+    index = leader.image.snapshots[-1].meta.index
+    first = sequence_of_the_last_chunk(leader)
+    leader.receive(msg.SnapshotReply("b", 1, index, 400, False, first, 0))
+    second = sequence_of_the_last_chunk(leader)
+    assert second > first
+    for sequence, offset in ((first, 400), (first, 0), (0, 400)):
+        leader.receive(msg.SnapshotReply("b", 1, index, offset, False, sequence, 0))
+        assert sequence_of_the_last_chunk(leader) == second
+    assert peer(leader, "b").snapshot_offset == 400
+    leader.receive(msg.SnapshotReply("b", 1, index, 800, False, first, 0))
+    assert peer(leader, "b").snapshot_offset == 800
+    assert sequence_of_the_last_chunk(leader) > second
+
+
+def test_a_peer_that_installed_an_older_snapshot_is_fed_on() -> None:
+    _, leader = lagging()
+    leader.receive(msg.HeartbeatReply("b", 1, 0))
+    first = sequence_of_the_last_chunk(leader)
+    leader.receive(msg.SnapshotReply("b", 1, 1, 0, True, first - 1, 0))
+    assert sequence_of_the_last_chunk(leader) == first
+    leader.receive(msg.SnapshotReply("b", 1, 1, 0, True, first, 0))
+    assert peer(leader, "b").match_index == 1
+    assert sequence_of_the_last_chunk(leader) > first
+
+
+def test_a_snapshot_that_the_peer_can_not_install_is_sent_again_only_after_a_growing_pause() -> (
+    None
+):
+    """It used to be fed again at once, for ever, and nothing said so."""
+    c, leader = lagging()
+    intact = [stored.data for stored in leader.image.snapshots]
+    for stored in leader.image.snapshots:
+        stored.data = b"!" + stored.data[1:]
+    c.advance(3000)
+    b = c["b"]
+    begun = [e for e in b.effects if isinstance(e, ef.StoreSnapshotChunk) and e.offset == 0]
+    assert 3 <= len(begun) <= 5
+    because = peer(leader, "b").paused_because
+    assert because is not None
+    assert because.startswith(f"it could not install the snapshot {len(begun)} times; again in ")
+    for stored, data in zip(leader.image.snapshots, intact, strict=True):
+        stored.data = data
+    c.advance(3000)
+    assert b.machine == leader.machine
+    assert peer(leader, "b").paused_because is None
 
 
 def test_rule_45_the_log_is_kept_for_a_peer_that_is_being_fed() -> None:
@@ -165,6 +255,7 @@ def test_rule_45_the_log_is_kept_for_a_peer_that_is_being_fed() -> None:
         c.deliver(lambda to, m: not is_chunk(to, m))
         leader.take_snapshot()
     assert leader.raft.status().first_index == fed + 1
+    leader.step(ev.PeerUnreachable(leader.now_ns, "b"))
     c.advance(800)
     assert c["b"].machine == leader.machine
 
@@ -227,10 +318,11 @@ def test_a_peer_that_catches_up_by_itself_is_not_fed_any_more() -> None:
 def test_an_answer_about_another_snapshot_does_not_move_the_feed() -> None:
     _, leader = lagging()
     leader.receive(msg.HeartbeatReply("b", 1, 0))
-    leader.receive(msg.SnapshotReply("b", 1, 1, 400, False, 1, 0))
+    sequence = sequence_of_the_last_chunk(leader)
+    leader.receive(msg.SnapshotReply("b", 1, 1, 400, False, sequence, 0))
     assert peer(leader, "b").snapshot_offset == 0
     index = leader.image.snapshots[-1].meta.index
-    leader.receive(msg.SnapshotReply("b", 1, index, 400, False, 1, 0))
+    leader.receive(msg.SnapshotReply("b", 1, index, 400, False, sequence, 0))
     assert peer(leader, "b").snapshot_offset == 400
 
 
@@ -240,8 +332,12 @@ def test_an_answer_that_wants_bytes_beyond_the_end_begins_the_transfer_anew(offs
     _, leader = lagging()
     leader.receive(msg.HeartbeatReply("b", 1, 0))
     index = leader.image.snapshots[-1].meta.index
-    leader.receive(msg.SnapshotReply("b", 1, index, 400, False, 1, 0))
-    leader.receive(msg.SnapshotReply("b", 1, index, offset, False, 1, 0))
+    leader.receive(
+        msg.SnapshotReply("b", 1, index, 400, False, sequence_of_the_last_chunk(leader), 0)
+    )
+    leader.receive(
+        msg.SnapshotReply("b", 1, index, offset, False, sequence_of_the_last_chunk(leader), 0)
+    )
     assert peer(leader, "b").snapshot_offset == 0
 
 
@@ -366,14 +462,47 @@ def test_a_chunk_out_of_order_is_answered_with_what_is_wanted() -> None:
     assert [m.next_offset for m in answers(node)] == [0, 400, 400]
 
 
-def test_a_chunk_while_one_is_being_written_is_ignored() -> None:
+def test_a_chunk_while_one_is_being_written_is_answered_with_it() -> None:
     node = ManualCluster(terms={"a": 5})["a"]
     stored = snapshot(1)
-    first = node.raft.step(ev.MessageReceived(0, chunk("b", 5, stored, 0)))
+    first = node.raft.step(ev.MessageReceived(0, chunk("b", 5, stored, 0, sequence=4)))
     assert any(isinstance(e, ef.StoreSnapshotChunk) for e in first)
-    assert node.receive(chunk("b", 5, stored, 0)) == []
+    assert node.receive(chunk("b", 5, stored, 0, sequence=5)) == []
+    assert node.receive(chunk("b", 5, stored, 0, sequence=3)) == [], "a late one"
     node.step(ev.SnapshotChunkStored(0, stored.meta, 400))
-    assert [m.next_offset for m in answers(node)] == [400]
+    assert [(m.next_offset, m.sequence) for m in answers(node)] == [(400, 5)]
+
+
+def test_a_new_leader_is_answered_when_the_chunk_of_the_old_one_is_written() -> None:
+    """Otherwise it would wait in vain, until it takes its own chunk for lost."""
+    node = ManualCluster(terms={"a": 5})["a"]
+    stored = snapshot(1)
+    node.raft.step(ev.MessageReceived(0, chunk("b", 5, stored, 0, sequence=9)))
+    node.receive(chunk("c", 6, stored, 0, sequence=2))
+    node.outbox.clear()
+    node.step(ev.SnapshotChunkStored(0, stored.meta, 400))
+    assert [to for to, _ in node.outbox] == ["c"]
+    assert [(m.next_offset, m.sequence) for m in answers(node)] == [(400, 2)]
+
+
+def test_a_new_leaders_other_snapshot_takes_the_place_of_one_being_written() -> None:
+    node = ManualCluster(terms={"a": 5})["a"]
+    old, new = snapshot(1), snapshot(1, 1)
+    node.raft.step(ev.MessageReceived(0, chunk("b", 5, old, 0)))
+    node.receive(chunk("c", 6, new, 0))
+    assert node.step(ev.SnapshotChunkStored(0, old.meta, 400)) == []
+    assert [(m.index, m.next_offset) for m in answers(node)] == [(2, 400)]
+
+
+def test_an_end_that_does_not_fit_what_was_stored_leaves_no_install_behind() -> None:
+    """The node used to wait for ever for an install that nobody had begun."""
+    node = ManualCluster()["a"]
+    stored = snapshot(1, 1)
+    hold_install(node, stored)
+    node.step(ev.SnapshotChunkStored(node.now_ns, stored.meta, 0))
+    assert [m.next_offset for m in answers(node)] == [0]
+    node.receive(msg.AppendRequest("b", 5, 0, 0, 2, 7, 0, tuple(log_of(1, 1))))
+    assert node.machine.index == 2
 
 
 def test_rule_45_a_transfer_is_given_up_for_a_newer_snapshot_or_leader_only() -> None:
@@ -506,3 +635,23 @@ def test_a_truncated_configuration_goes_out_of_force_on_the_node() -> None:
     assert node.raft.configuration == before
     changed = [e for e in effects if isinstance(e, ef.ConfigurationChanged)]
     assert [(e.configuration, e.index) for e in changed] == [(before, 0)]
+
+
+def test_a_part_of_a_snapshot_that_appends_have_overtaken_is_forgotten() -> None:
+    node = ManualCluster()["a"]
+    stored = snapshot(1, 1)
+    node.receive(chunk("b", 5, stored, 0))
+    node.receive(msg.AppendRequest("c", 6, 0, 0, 1, 1, 0, tuple(log_of(1, 1))))
+    assert node.raft._s.incoming is not None, "only one of its two entries is committed"
+    node.receive(msg.Heartbeat("c", 6, 2, 0))
+    assert node.raft._s.incoming is None
+
+
+def test_a_part_that_is_being_written_is_forgotten_when_that_is_done() -> None:
+    node = ManualCluster()["a"]
+    stored = snapshot(1, 1)
+    node.raft.step(ev.MessageReceived(0, chunk("b", 5, stored, 0)))
+    node.receive(msg.AppendRequest("c", 6, 0, 0, 2, 1, 0, tuple(log_of(1, 1))))
+    assert node.raft._s.incoming is not None
+    node.step(ev.SnapshotChunkStored(0, stored.meta, 400))
+    assert node.raft._s.incoming is None

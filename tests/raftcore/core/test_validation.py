@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from jepsen_like.sim.manual import ManualCluster, ManualNode, configuration_of
 from raftcore.core import messages as msg
 from raftcore.core.errors import InvariantError, PeerViolationError
+from raftcore.core.membership import encode_configuration
 from raftcore.core.messages import Message
 from raftcore.core.types import MAX_INDEX, MAX_TERM, Entry, EntryType, SnapshotMeta
 
@@ -21,6 +24,10 @@ def entry(index: int, term: int) -> Entry:
 
 def append(prev: tuple[int, int], *entries: Entry, term: int = 3) -> msg.AppendRequest:
     return msg.AppendRequest("b", term, prev[0], prev[1], 0, 1, 0, entries)
+
+
+def configuration_entry(data: bytes) -> msg.AppendRequest:
+    return append((0, 0), Entry(1, 1, EntryType.CONFIGURATION, data))
 
 
 def chunk(offset: int, data: bytes, meta: SnapshotMeta = META) -> msg.SnapshotChunk:
@@ -51,7 +58,20 @@ FROM_ANYBODY: dict[str, Message] = {
     "append with falling terms": append((0, 0), entry(1, 2), entry(2, 1)),
     "append below its prev term": append((1, 2), entry(2, 1)),
     "append of a future entry": append((0, 0), entry(1, 4)),
-    "append of no configuration": append((0, 0), Entry(1, 1, EntryType.CONFIGURATION, b"{}")),
+    "append of no configuration": configuration_entry(b"{}"),
+    "append of brackets without end": configuration_entry(b"[" * 200_000),
+    "append of another cluster's configuration": configuration_entry(
+        encode_configuration(replace(configuration_of("abc"), cluster_id="other"))
+    ),
+    "append of a configuration without a voter": configuration_entry(
+        encode_configuration(configuration_of("", "abc"))
+    ),
+    "snapshot of another cluster": chunk(
+        0, b"x", replace(META, configuration=replace(META.configuration, cluster_id="other"))
+    ),
+    "snapshot without a voter": chunk(
+        0, b"x", replace(META, configuration=configuration_of("", "abc"))
+    ),
     "snapshot bytes before the file": chunk(-1, b"x"),
     "snapshot bytes beyond the file": chunk(5, b"x" * 6),
     "empty chunk": chunk(0, b""),

@@ -102,6 +102,19 @@ def test_a_damaged_snapshot_is_found_and_final(disk: MemoryDisk) -> None:
         log.newest_snapshot()
 
 
+def test_a_damaged_snapshot_is_not_sent(disk: MemoryDisk) -> None:
+    log = MemoryLog(disk)
+    meta = take_snapshot(log, 8, [b"state"])
+    log.adopt_snapshot(meta)
+    _, raw = disk.snapshots[8, 2]
+    disk.snapshots[8, 2] = meta, raw[:-1] + b"!"
+    assert log.read_snapshot_chunk(meta, 1, 10) == raw[1:11]
+    with pytest.raises(LogCorruptError, match="is damaged"):
+        log.read_snapshot_chunk(meta, 0, 10)
+    with pytest.raises(LogCorruptError, match="is damaged"):
+        log.newest_snapshot()
+
+
 def test_another_history_is_refused(disk: MemoryDisk) -> None:
     log = MemoryLog(disk)
     meta = log.begin_snapshot(8, 2, bytes(32), CONFIGURATION).finish()

@@ -292,6 +292,41 @@ def test_damage_under_a_running_node_is_found_when_read_and_final(place: Any) ->
         log.persist([Write(HardState(3), None, ())])
 
 
+def test_a_damaged_newest_snapshot_is_not_sent_and_the_older_one_serves_after_the_restart(
+    place: Any,
+) -> None:
+    """It used to be sent, refused by its receiver, and sent again for ever."""
+    log = place.filled("node")
+    older = adopt(log, 20)
+    newest = adopt(log, 30)
+    damage(log._directory.path, "30-2.snap")
+    assert log.read_snapshot_chunk(newest, 10, 100) != b"", "a transfer that has begun goes on"
+    with pytest.raises(LogCorruptError, match=r"30-2\.snap is damaged"):
+        log.read_snapshot_chunk(newest, 0, 100)
+    with pytest.raises(LogCorruptError, match="is damaged"):
+        log.persist([Write(HardState(3), None, ())])
+    with pytest.raises(LogCorruptError, match="is damaged"):
+        log.read_snapshot_chunk(older, 0, 100)
+    path = place.close(log)
+    log = place.again("node")
+    assert log.load().snapshot == older
+    assert [e.index for e in log.read(21, 50, 10**6)] == list(range(21, 51))
+    assert "30-2.snap.bad" in names(path)
+    raw = b""
+    while chunk := log.read_snapshot_chunk(older, len(raw), 100):
+        raw += chunk
+    assert len(raw) == older.size_bytes
+
+
+def test_an_exchanged_file_is_not_sent(place: Any) -> None:
+    log = place.filled("node")
+    meta = adopt(log, 20)
+    _, other = make_snapshot(20, 2, meta.chain, [b"other"])
+    (log._directory.path / "snap" / "20-2.snap").write_bytes(other)
+    with pytest.raises(LogCorruptError, match="is damaged"):
+        log.read_snapshot_chunk(meta, 0, 100)
+
+
 def test_an_exchanged_file_under_a_running_node_is_found(place: Any) -> None:
     log = place.filled("node")
     meta = adopt(log, 20)

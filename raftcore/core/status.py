@@ -1,0 +1,130 @@
+"""What a node's core tells about itself: pictures that can say why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raftcore.core.config import MS
+from raftcore.core.progress import Progress, ProgressState
+from raftcore.core.state import CoreState, Leadership, Role
+from raftcore.core.types import NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One peer as the leader sees it, and why it is not sent more."""
+
+    node_id: NodeId
+    state: str
+    match_index: int
+    next_index: int
+    inflight_messages: int
+    inflight_bytes: int
+    contact_age_ms: int
+    snapshot_offset: int | None
+    regressed: bool
+    paused_because: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """An immutable picture of a node's core."""
+
+    node_id: NodeId
+    role: str
+    term: int
+    vote: NodeId | None
+    leader_id: NodeId | None
+    last_index: int
+    durable_index: int
+    commit_index: int
+    applied_index: int
+    first_index: int
+    snapshot_index: int
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...]
+    uncommitted_bytes: int
+    pending_reads: int
+    leader_contact_age_ms: int | None
+    peers: tuple[PeerStatus, ...]
+    not_leader_because: str | None
+
+
+def status_of(s: CoreState) -> Status:
+    """A picture of ``s`` as it is now."""
+    leadership = s.leadership
+    pending = len(s.remote_reads) + len(s.confirmed_reads)
+    if leadership is not None:
+        pending += len(leadership.reads) + len(leadership.reads_before_commit)
+    contact = s.leader_contact_ns
+    return Status(
+        node_id=s.node_id,
+        role=s.role.value,
+        term=s.term,
+        vote=s.vote,
+        leader_id=s.leader_id,
+        last_index=s.log.last_index,
+        durable_index=s.log.durable,
+        commit_index=s.log.committed,
+        applied_index=s.log.applied,
+        first_index=s.log.first_index,
+        snapshot_index=s.log.snapshot.index if s.log.snapshot else 0,
+        voters=s.configuration.voters,
+        learners=s.configuration.learners,
+        uncommitted_bytes=leadership.uncommitted_bytes if leadership else 0,
+        pending_reads=pending,
+        leader_contact_age_ms=None if contact is None else (s.now_ns - contact) // MS,
+        peers=tuple(_peer_statuses(s, leadership)) if leadership else (),
+        not_leader_because=_why_not_leader(s),
+    )
+
+
+def _peer_statuses(s: CoreState, leadership: Leadership) -> list[PeerStatus]:
+    statuses = []
+    for peer, p in leadership.progress.items():
+        statuses.append(
+            PeerStatus(
+                node_id=peer,
+                state=p.state.value,
+                match_index=p.match_index,
+                next_index=p.next_index,
+                inflight_messages=len(p.inflight),
+                inflight_bytes=p.inflight_bytes,
+                contact_age_ms=(s.now_ns - p.last_contact_ns) // MS,
+                snapshot_offset=p.feed.offset if p.feed else None,
+                regressed=p.regressed,
+                paused_because=_why_paused(s, p),
+            )
+        )
+    return statuses
+
+
+def _why_paused(s: CoreState, p: Progress) -> str | None:
+    if p.regressed:
+        return "it denies entries that it acknowledged"
+    if p.feed is not None and s.now_ns < p.feed.not_before_ns:
+        wait_ms = (p.feed.not_before_ns - s.now_ns + MS - 1) // MS
+        return f"it could not install the snapshot {p.feed.failures} times; again in {wait_ms} ms"
+    if p.feed is not None:
+        return "it is being fed a snapshot"
+    if p.reading is not None:
+        return "entries for it are being read from storage"
+    if p.inflight and p.state is ProgressState.PROBE:
+        return "a probe is unanswered"
+    if not p.window_open(s.config.max_inflight_messages, s.config.max_inflight_bytes):
+        return "its window is full"
+    return None
+
+
+def _why_not_leader(s: CoreState) -> str | None:
+    if s.role is Role.LEADER:
+        return None
+    if not s.is_voter:
+        return "it is not a voter of the configuration in force"
+    if s.leader_id is not None:
+        return f"it follows {s.leader_id}"
+    if s.role is Role.PRE_CANDIDATE:
+        return "it asks whether it could win (pre-vote) and has no majority yet"
+    if s.role is Role.CANDIDATE:
+        return "it campaigns and has no majority yet"
+    return "it waits for a leader or for its election timeout"

@@ -1,0 +1,197 @@
+"""Nodes with the parts that users have: LMDB logs and TCP, opened and founded by ``open_member``."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raftcore import (
+    AppliedPosition,
+    BootstrapError,
+    CoreConfig,
+    DataDirectory,
+    Entry,
+    EntryType,
+    Founder,
+    Node,
+    NodeOptions,
+    open_member,
+)
+
+NAMES = ("a", "b", "c")
+
+
+class View:
+    def __init__(self, position: AppliedPosition, commands: list[bytes]) -> None:
+        self.position = position
+        self._commands = commands
+
+    def records(self) -> Iterator[bytes]:
+        yield from self._commands
+
+    def close(self) -> None:
+        self._commands = []
+
+
+class Memory:
+    """Remembers all commands until the process ends."""
+
+    def __init__(self) -> None:
+        self.commands: list[bytes] = []
+        self._position = AppliedPosition()
+
+    def last_applied(self) -> AppliedPosition:
+        return self._position
+
+    def apply(self, entries: Sequence[Entry], position: AppliedPosition) -> list[int]:
+        self.commands += [e.data for e in entries if e.type is EntryType.COMMAND]
+        self._position = position
+        return [len(self.commands)] * len(entries)
+
+    def open_snapshot(self) -> View:
+        return View(self._position, list(self.commands))
+
+    def install_snapshot(self, records: Iterable[bytes], position: AppliedPosition) -> None:
+        self.commands = list(records)
+        self._position = position
+
+    def discard(self) -> None:
+        self.commands = []
+        self._position = AppliedPosition()
+
+    def close(self) -> None: ...
+
+
+class Cluster:
+    def __init__(self, root: Path, names: tuple[str, ...]) -> None:
+        self.root = root
+        self.names = names
+        with ExitStack() as held:
+            sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+            ports = [s.getsockname()[1] for s in sockets]
+        self.founders = [
+            Founder(n, f"127.0.0.1:{p}") for n, p in zip(names, ports, strict=True)
+        ]
+        self.nodes: dict[str, Node] = {}
+        self.machines: dict[str, Memory] = {}
+        self._directories: dict[str, DataDirectory] = {}
+
+    async def _start_one(self, founder: Founder, **options: Any) -> None:
+        name = founder.node_id
+        directory = DataDirectory.open(self.root / name, name, allow_unsupported_fs=True)
+        self._directories[name] = directory
+        host, port = founder.address.split(":")
+        told: list[str] = []
+        member = await open_member(
+            directory, founders=self.founders, listen=(host, int(port)), on_progress=told.append
+        )
+        self.machines[name] = Memory()
+        self.nodes[name] = Node(
+            config=CoreConfig(name, heartbeat_ms=30, election_timeout_ms=300),
+            storage=member.storage,
+            transport=member.transport,
+            state_machine=self.machines[name],
+            options=NodeOptions(**options),
+        )
+        await self.nodes[name].start()
+
+    async def start(self, **options: Any) -> None:
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(self._start_one(f, **options) for f in self.founders))
+
+    async def leader(self) -> Node:
+        async with asyncio.timeout(20):
+            while True:
+                for node in self.nodes.values():
+                    if node.is_leader and {n.leader_id for n in self.nodes.values()} == {
+                        node.config.node_id
+                    }:
+                        return node
+                await asyncio.sleep(0.01)
+
+    async def until_equal(self, commands: list[bytes]) -> None:
+        async with asyncio.timeout(20):
+            while any(machine.commands != commands for machine in self.machines.values()):
+                await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        for node in self.nodes.values():
+            await node.stop(handover=False)
+        for directory in self._directories.values():
+            directory.close()
+
+
+@pytest.fixture
+async def make_cluster(tmp_path: Path) -> AsyncIterator[Callable[..., Cluster]]:
+    made: list[Cluster] = []
+
+    def make(*names: str) -> Cluster:
+        made.append(Cluster(tmp_path, names))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        await cluster.stop()
+
+
+async def test_three_found_a_cluster_and_find_it_again_after_a_restart_of_all(
+    make_cluster: Any,
+) -> None:
+    cluster = make_cluster(*NAMES)
+    await cluster.start()
+    leader = await cluster.leader()
+    cluster_ids = {node.configuration.cluster_id for node in cluster.nodes.values()}
+    assert len(cluster_ids) == 1
+    proposed = await asyncio.gather(*(leader.propose(b"%d" % n) for n in range(30)))
+    assert leader.status().counters.writes < 30, "proposals of one turn share a write"
+    await cluster.until_equal([b"%d" % n for n in range(30)])
+    await cluster.stop()
+    await cluster.start()
+    leader = await cluster.leader()
+    assert await leader.read_barrier() > max(p.index for p in proposed)
+    await cluster.until_equal([b"%d" % n for n in range(30)])
+    assert {n.configuration.cluster_id for n in cluster.nodes.values()} == cluster_ids
+    assert leader.status().connected == set(NAMES) - {leader.config.node_id}
+
+
+async def test_an_empty_state_machine_is_filled_from_snapshot_and_log(make_cluster: Any) -> None:
+    cluster = make_cluster("a")
+    await cluster.start(snapshot_entries=20)
+    leader = await cluster.leader()
+    for number in range(100):
+        await leader.propose(b"%d" % number)
+    async with asyncio.timeout(20):
+        while leader.status().counters.snapshots_taken < 2:
+            await asyncio.sleep(0.01)
+    await cluster.stop()
+    await cluster.start()
+    await (await cluster.leader()).read_barrier()
+    assert cluster.machines["a"].commands == [b"%d" % n for n in range(100)]
+
+
+async def test_only_a_founder_may_begin_on_an_empty_directory(tmp_path: Path) -> None:
+    directory = DataDirectory.open(tmp_path / "x", "x", allow_unsupported_fs=True)
+    with pytest.raises(BootstrapError, match="not among the founders"):
+        await open_member(
+            directory, founders=[Founder("a", "127.0.0.1:1")], listen=("127.0.0.1", 0)
+        )
+    directory.close()
+
+
+async def test_a_lost_directory_is_not_silently_founded_anew(
+    make_cluster: Any, tmp_path: Path
+) -> None:
+    cluster = make_cluster("a")
+    await cluster.start()
+    await (await cluster.leader()).propose(b"precious")
+    await cluster.stop()
+    (tmp_path / "a").rename(tmp_path / "moved away")
+    with pytest.raises(BootstrapError, match="lived there"):
+        await cluster.start()
+    assert not (tmp_path / "a" / "log").exists()
