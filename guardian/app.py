@@ -43,21 +43,25 @@ from guardian.http import (
     build_metrics_application,
 )
 from guardian.node_metrics import NodeCollector, watch_loop_lag
-from guardian.settings import Settings, SettingsError
+from guardian.settings import Settings, SettingsError, check_shared
 from guardian.telemetry import Metrics
 from guardian.usecases.accounts import AccountPolicy
 from guardian.usecases.services import Ports, Services
 from raftcore import CoreConfig, Founder, Node, NodeOptions
 from raftcore.core.effects import LeadershipChanged
+from raftcore.core.types import Configuration
 from raftcore.startup import Member, check_may_found, open_member
 from raftcore.storage.directory import DataDirectory
+from raftcore.storage.lmdb_log import LmdbLog
 
 logger = logging.getLogger(__name__)
 
 STATE_SYNC_S = 10.0
 DATABASE_CHECK_S = 2.0
 RETRY_S = 2.0
-DRAIN_S = 4.0
+#: Of the ten seconds that a stop may take, what requests in flight get; aiohttp may take it twice,
+#: once to wait and once to cancel.
+DRAIN_S = 2.5
 #: Of the ten seconds that a stop may take, what the hand-over of leadership gets at most.
 HANDOVER_S = 2.0
 
@@ -84,6 +88,7 @@ class Guardian:
     Args:
         settings: what the operator asked for.
         directory: the locked data directory; closed by :meth:`stop`.
+        storage: the directory's log if it holds a cluster, opened; None on an empty directory.
         database_url: of the PostgreSQL to use.
         jwt_secret: key of access tokens.
         first_admin: created once, by whichever node is first.
@@ -99,12 +104,14 @@ class Guardian:
         database_url: str,
         jwt_secret: bytes,
         first_admin: FirstAdmin,
+        storage: LmdbLog | None = None,
         postgres: EmbeddedPostgres | None = None,
         on_progress: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self._directory = directory
+        self._storage = storage
         self._database_url = database_url
         self._jwt_secret = jwt_secret
         self._first_admin = first_admin
@@ -138,8 +145,9 @@ class Guardian:
         settings = self.settings
         member = await open_member(
             self._directory,
-            founders=_founders(settings),
+            founders=_founders(settings) if self._directory.identity is None else (),
             listen=(settings.raft.host, settings.raft.port),
+            storage=self._storage,
             on_progress=self._on_progress,
         )
         machine = await asyncio.to_thread(
@@ -262,6 +270,7 @@ class Guardian:
         """Finish what is in flight, hand leadership over, close everything. Safe to repeat."""
         if hasattr(self, "_health"):
             self._health.drain()
+            self._log.drain()
         tasks = [*self._tasks, *([self._leading] if self._leading else [])]
         for task in tasks:
             task.cancel()
@@ -400,6 +409,39 @@ def check_may_start(settings: Settings, directory: DataDirectory) -> None:
                 "joining a running cluster is not in this release; use GUARDIAN_BOOTSTRAP",
             )
         check_may_found(directory, _founders(settings))
+
+
+def check_fits_cluster(settings: Settings, configuration: Configuration) -> None:
+    """Whether the settings fit the cluster in the directory; what is ignored is logged.
+
+    Raises:
+        SettingsError: the cluster has several members, and what they share is not given.
+    """
+    if len(configuration.members) > 1:
+        check_shared(settings)
+    member = configuration.member(settings.node_id)
+    assert member is not None, "a directory's node is a member of its cluster"
+    given = {
+        "GUARDIAN_RAFT": (str(settings.raft_advertise or settings.raft), member.address),
+        "GUARDIAN_HTTP": (
+            str(settings.http_advertise or settings.http),
+            dict(member.attributes).get(HTTP_ATTRIBUTE),
+        ),
+    }
+    for variable, (now, stored) in given.items():
+        if stored is not None and now != stored:
+            logger.warning(
+                "%s is %s, but the other members were told %s when the cluster was founded; "
+                "addresses can not be changed in this release", variable, now, stored,
+            )  # fmt: skip
+    if settings.bootstrap is not None:
+        founders = {f.id: str(f.raft) for f in settings.bootstrap}
+        members = {m.node_id: m.address for m in configuration.members}
+        if founders != members:
+            logger.warning(
+                "GUARDIAN_BOOTSTRAP names %s, the cluster in the directory has %s; the list is "
+                "ignored", founders, members,
+            )  # fmt: skip
 
 
 def _founders(settings: Settings) -> tuple[Founder, ...]:

@@ -39,6 +39,7 @@ async def open_member(
     *,
     founders: Sequence[Founder],
     listen: tuple[str, int],
+    storage: LmdbLog | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Member:
     """Open a member's log and transport, founding the cluster first if its directory is empty.
@@ -48,6 +49,7 @@ async def open_member(
         founders: first members of a new cluster, this node among them; a list of one founds a
             cluster of one at once, otherwise every founder has to be seen once.
         listen: host and port for peers.
+        storage: the directory's log, if it has been opened already.
         on_progress: told, at most about once a second, what founding waits for.
 
     Raises:
@@ -59,8 +61,9 @@ async def open_member(
     founded_now = directory.identity is None
     if founded_now:
         await _found(directory, founders, listen, on_progress)
-    storage = await asyncio.to_thread(open_log, directory)
-    founding = await asyncio.to_thread(_founding_configuration, storage)
+    if storage is None:
+        storage = await asyncio.to_thread(open_log, directory)
+    founding = await asyncio.to_thread(stored_configuration, storage)
     transport = TcpTransport(storage.identity, listen, founding)
     return Member(storage.identity, storage, transport, founded_now)
 
@@ -124,8 +127,9 @@ def _told(
     return report
 
 
-def _founding_configuration(storage: LmdbLog) -> Configuration:
-    """What a founder that missed the end of the formation is given (membership is fixed so far)."""
+def stored_configuration(storage: LmdbLog) -> Configuration:
+    """The members that the log names. Membership is fixed so far, so this is also what a founder
+    that missed the end of the formation is given."""
     first = storage.read(1, 1, 1)
     if first:
         return decode_configuration(first[0].data)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,6 +49,9 @@ def command(data_dir: str, http_port: int, raft_port: int, *, auto: bool) -> Non
         click.echo("starting PostgreSQL ...")
         with EmbeddedPostgres(root / "pg") as postgres:
             status = asyncio.run(_run(root, postgres, http_port, raft_port, auto=auto))
+    except TimeoutError:
+        click.echo(f"guardian demo: waited too long; the nodes' logs are in {root}", err=True)
+        sys.exit(1)
     except (PostgresError, DemoError, OSError) as error:
         click.echo(f"guardian demo: {error}", err=True)
         sys.exit(1)
@@ -74,7 +78,7 @@ async def _run(
     demo = Demo(nodes, password, stopping)
     try:
         await demo.start()
-        await (demo.play() if auto else demo.talk())
+        await demo.watched(demo.play() if auto else demo.talk())
     finally:
         supervising.cancel()
         await demo.stop()
@@ -89,6 +93,25 @@ def _admin_password(root: Path) -> str:
         with os.fdopen(fd, "w") as file:
             file.write(secrets.token_urlsafe(15))
     return path.read_text()
+
+
+class LineSource:
+    """Lines of standard input, as they come. Read from the descriptor: a buffered reader would keep
+    what was pasted behind the first line to itself."""
+
+    def __init__(self, lines: asyncio.Queue[str]) -> None:
+        self.fd = sys.stdin.fileno()
+        self._lines = lines
+        self._rest = b""
+
+    def read(self) -> None:
+        data = os.read(self.fd, 4096)
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        for line in whole:
+            self._lines.put_nowait(line.decode(errors="replace") + "\n")
+        if not data:
+            asyncio.get_running_loop().remove_reader(self.fd)
+            self._lines.put_nowait("")
 
 
 class Demo:
@@ -119,6 +142,17 @@ class Demo:
         await self._client.close()
         await asyncio.gather(*(asyncio.to_thread(node.stop) for node in self._nodes))
         click.echo("stopped.")
+
+    async def watched(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work``, and end it when the writer ends: it never should, and says why."""
+        assert self._writing is not None
+        task = asyncio.create_task(work)
+        await asyncio.wait({task, self._writing}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self._writing
+        await task
 
     async def _until_ready(self) -> None:
         """All nodes answer, or one of them ended: then say why."""
@@ -164,16 +198,16 @@ class Demo:
         click.echo(HELP)
         lines: asyncio.Queue[str] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        reading = False
-        if not sys.stdin.closed:
-            with contextlib.suppress(OSError, ValueError):  # no terminal: only signals end it
-                loop.add_reader(sys.stdin.fileno(), lambda: lines.put_nowait(sys.stdin.readline()))
-                reading = True
+        source = LineSource(lines)
+        try:
+            loop.add_reader(source.fd, source.read)
+        except (OSError, ValueError):  # a plain file, or nothing at all: only signals end it
+            await self._stopping.wait()
+            return
         try:
             await self._converse(lines)
         finally:
-            if reading:
-                loop.remove_reader(sys.stdin.fileno())
+            loop.remove_reader(source.fd)
 
     async def _converse(self, lines: asyncio.Queue[str]) -> None:
         stopping = asyncio.create_task(self._stopping.wait())
@@ -187,7 +221,6 @@ class Demo:
                 break
             text = line.result()
             if not text:  # end of input: stay until told to stop
-                asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
                 await stopping
                 break
             if not await self._obey(text.split()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from typing import Any
 
@@ -32,6 +33,8 @@ class DemoClient:
             timeout=aiohttp.ClientTimeout(total=REQUEST_S), raise_for_status=False
         )
         self._token = ""
+        #: keys of one run of the demo mean nothing to the next
+        self._run = secrets.token_hex(4)
         self._project = ""
         self._version = 0
         self._count = 0
@@ -50,17 +53,26 @@ class DemoClient:
             return False
 
     async def prepare(self) -> None:
-        """Log in; a project, a schema and the counter to write."""
+        """Log in; the counter of an earlier run, or a project, a schema and a counter to write."""
         await self._log_in()
-        project = await self._ask("POST", "/projects", {"name": "demo"})
-        schema = await self._ask("POST", "/schemas", {"name": "counter", "schema": SCHEMA})
-        self._project = project["id"]
-        config = await self._ask(
-            "POST",
-            f"/projects/{self._project}/configs",
-            {"key": KEY, "schema_id": schema["id"], "content": {"count": 0}},
-        )
-        self._version = config["version"]
+        projects = (await self._ask("GET", "/projects?limit=1000"))["items"]
+        mine = [project for project in projects if project["name"] == "demo"]
+        if mine:
+            self._project = mine[0]["id"]
+            config = await self._ask("GET", self._path)
+        else:
+            self._project = (await self._ask("POST", "/projects", {"name": "demo"}))["id"]
+            schema = await self._ask("POST", "/schemas", {"name": "counter", "schema": SCHEMA})
+            config = await self._ask(
+                "POST",
+                f"/projects/{self._project}/configs",
+                {"key": KEY, "schema_id": schema["id"], "content": {"count": 0}},
+            )
+        self._version, self._count = config["version"], config["content"]["count"]
+
+    @property
+    def _path(self) -> str:
+        return f"/projects/{self._project}/configs/{KEY.replace('/', '%2F')}"
 
     async def _log_in(self) -> None:
         body = {"email": "admin@localhost", "password": self._password}
@@ -113,16 +125,19 @@ class DemoClient:
     async def _write_once(self, url: str) -> bool:
         """One write. A lost answer is asked for again under the same Idempotency-Key."""
         body = {"content": {"count": self._count + 1}, "expected_version": self._version}
-        path = f"/projects/{self._project}/configs/{KEY.replace('/', '%2F')}"
-        key = f"demo-{self._version}"
+        key = f"demo-{self._run}-{self._version}"
         try:
-            status, answer = await self._send(url, "PUT", path, body, **{"Idempotency-Key": key})
+            status, answer = await self._send(
+                url, "PUT", self._path, body, **{"Idempotency-Key": key}
+            )
         except (aiohttp.ClientError, TimeoutError):
             return False
         if status == 401:
             await self._log_in()
         if status == 409:
             raise DemoError(f"a write was lost or doubled: {answer}")
+        if 400 <= status < 500 and status != 401:
+            raise DemoError(f"a write was refused: {answer.get('code')} {answer.get('detail')}")
         if status != 200:
             return False
         self._count += 1
@@ -144,8 +159,7 @@ class DemoClient:
     async def check_nothing_lost(self) -> None:
         """The counter, read linearizably, is at least what was acknowledged."""
         acknowledged = self._count
-        path = f"/projects/{self._project}/configs/{KEY.replace('/', '%2F')}"
-        config = await self._ask("GET", path)
+        config = await self._ask("GET", self._path)
         if config["content"]["count"] < acknowledged:
             raise DemoError(f"{acknowledged} was acknowledged, {config['content']} is stored")
 

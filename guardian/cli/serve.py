@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import click
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
 from guardian.adapters.postgres.errors import PostgresError
 from guardian.adapters.security.secret_file import SecretFileError, load_or_create_secret
-from guardian.app import FirstAdmin, Guardian, check_may_start
+from guardian.app import FirstAdmin, Guardian, check_fits_cluster, check_may_start
 from guardian.cli.banner import show_first_admin, show_ready
 from guardian.cli.loop import run_on_loop
 from guardian.settings import (
@@ -27,7 +28,9 @@ from guardian.settings import (
 from guardian.telemetry import configure_logging
 from raftcore.core.errors import InvariantError
 from raftcore.errors import BootstrapError, ExitCode, StorageError
+from raftcore.startup import stored_configuration
 from raftcore.storage.directory import DataDirectory
+from raftcore.storage.lmdb_log import LmdbLog, open_log
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +58,20 @@ def run(settings: Settings) -> int:
     except StorageError as error:
         return _refuse(error.code, error, error.exit_code)
     postgres: EmbeddedPostgres | None = None
+    storage: LmdbLog | None = None
     try:
+        # Whatever speaks against this start is found before anything is made or touched.
         check_may_start(settings, directory)
+        if directory.identity is not None:
+            storage = open_log(directory)
+            check_fits_cluster(settings, stored_configuration(storage))
+        _check_free(settings)
         # On the main thread: the server dies with the thread that started it.
         if settings.database_url is None:
             _say(settings, "starting PostgreSQL ...")
             postgres = EmbeddedPostgres(directory.path / "pg")
             postgres.start()
-        return run_on_loop(_serve(settings, directory, postgres))
+        return run_on_loop(_serve(settings, directory, storage, postgres))
     except KeyboardInterrupt:
         return 130
     except (StorageError, BootstrapError) as error:
@@ -78,7 +87,23 @@ def run(settings: Settings) -> int:
     finally:
         if postgres is not None:
             postgres.stop()
+        if storage is not None:
+            storage.close()
         directory.close()
+
+
+def _check_free(settings: Settings) -> None:
+    """Addresses that are taken are told now, not after a cluster was founded.
+
+    Raises:
+        OSError: naming the address and its variable.
+    """
+    for variable, address in (("GUARDIAN_HTTP", settings.http), ("GUARDIAN_RAFT", settings.raft)):
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        try:
+            socket.create_server((address.host, address.port), family=family).close()
+        except OSError as error:
+            raise OSError(f"can not listen on {address} ({variable}): {error.strerror}") from error
 
 
 def _refuse(code: str, error: BaseException, exit_code: int) -> int:
@@ -94,7 +119,10 @@ def _say(settings: Settings, text: str) -> None:
 
 
 async def _serve(
-    settings: Settings, directory: DataDirectory, postgres: EmbeddedPostgres | None
+    settings: Settings,
+    directory: DataDirectory,
+    storage: LmdbLog | None,
+    postgres: EmbeddedPostgres | None,
 ) -> int:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -111,6 +139,7 @@ async def _serve(
     guardian = Guardian(
         settings,
         directory,
+        storage=storage,
         database_url=database_url,
         jwt_secret=_jwt_secret(settings, directory.path),
         first_admin=FirstAdmin(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 from rich.console import Console
 from rich.table import Table
 
 from guardian.settings import Settings, describe, settings_options
+
+PIPED_WIDTH = 240
 
 
 @click.command("settings")
@@ -16,4 +20,5 @@ def command(settings: Settings) -> None:
     table = Table("setting", "value", "from", "variable", box=None, pad_edge=False)
     for view in describe(settings):
         table.add_row(view.name, view.value, view.origin, view.variable)
-    Console(soft_wrap=True).print(table)
+    # Nothing is cut when it is piped somewhere.
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)

@@ -21,6 +21,7 @@ from guardian.settings.load import (
     EXIT_CONFIGURATION,
     Settings,
     SettingsError,
+    check_shared,
     load_settings,
     unknown_variables,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "SettingView",
     "Settings",
     "SettingsError",
+    "check_shared",
     "describe",
     "example_env",
     "example_toml",

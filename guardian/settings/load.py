@@ -209,14 +209,23 @@ def _parsed(setting: Setting, text: str) -> Any:
         raise SettingsError(setting.variable, f"{error}{shown}") from None
 
 
+def check_shared(settings: Settings) -> None:
+    """What all nodes of a cluster share must be given to each of them.
+
+    Raises:
+        SettingsError: naming the variable that is missing.
+    """
+    reason = "is needed with several nodes: all of them share one PostgreSQL and one secret"
+    if settings.database_url is None:
+        raise SettingsError("DATABASE_URL", reason)
+    if settings.jwt_secret is None:
+        raise SettingsError("GUARDIAN_JWT_SECRET", reason)
+
+
 def _check_together(settings: Settings) -> None:
     """Rules over several settings."""
     if settings.is_clustered:
-        reason = "is needed with several nodes: all of them share one PostgreSQL and one secret"
-        if settings.database_url is None:
-            raise SettingsError("DATABASE_URL", reason)
-        if settings.jwt_secret is None:
-            raise SettingsError("GUARDIAN_JWT_SECRET", reason)
+        check_shared(settings)
     if settings.election_timeout_ms < 2 * settings.heartbeat_ms:
         raise SettingsError(
             "GUARDIAN_ELECTION_TIMEOUT_MS", "must be at least twice GUARDIAN_HEARTBEAT_MS"

@@ -283,7 +283,9 @@ class Cluster:
         for node in self.nodes:
             text = node.log_path.read_text(errors="replace") if node.log_path.exists() else ""
             lines = [line for line in text.splitlines() if '"guardian.access"' not in line]
-            parts.append(f"--- {node.name} (running: {node.running})\n" + "\n".join(lines[-LOG_LINES:]))
+            parts.append(
+                f"--- {node.name} (running: {node.running})\n" + "\n".join(lines[-LOG_LINES:])
+            )
         return "\n".join(parts)
 
     # -- waiting --------------------------------------------------------------------------------
@@ -454,9 +456,7 @@ MakeCluster = Callable[..., Cluster]
 
 
 @pytest.fixture(scope="session")
-def new_database(
-    postgres_server: EmbeddedPostgres, postgres_template: str
-) -> Callable[[], str]:
+def new_database(postgres_server: EmbeddedPostgres, postgres_template: str) -> Callable[[], str]:
     """Makes a migrated database on the session's server; it goes with the server."""
 
     def make() -> str:
@@ -490,9 +490,7 @@ def build_cluster(
 
 
 @pytest.fixture
-def make_cluster(
-    tmp_path: Path, new_database: Callable[[], str]
-) -> Iterator[MakeCluster]:
+def make_cluster(tmp_path: Path, new_database: Callable[[], str]) -> Iterator[MakeCluster]:
     """Builds clusters of the test's own; they are killed at its end."""
     made: list[Cluster] = []
 

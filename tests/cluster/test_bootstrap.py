@@ -32,7 +32,9 @@ def wipe(cluster: Any, node: Any) -> None:
 
 
 @pytest.mark.parametrize("variable", ["DATABASE_URL", "GUARDIAN_JWT_SECRET"])
-def test_several_members_need_a_shared_database_and_secret(make_cluster: Any, variable: str) -> None:
+def test_several_members_need_a_shared_database_and_secret(
+    make_cluster: Any, variable: str
+) -> None:
     cluster = make_cluster()
     node = cluster.nodes[0]
     del node.environment[variable]

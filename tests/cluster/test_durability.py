@@ -101,9 +101,7 @@ class Traced:
     def holders(self) -> dict[str, int]:
         """On how many disks each acknowledged token is."""
         logs = [commands_of(node) for node in self.cluster.nodes]
-        return {
-            token: sum(token.encode() in log for log in logs) for token in self.acknowledged
-        }
+        return {token: sum(token.encode() in log for log in logs) for token in self.acknowledged}
 
     def close(self) -> None:
         for process in self._processes:

@@ -127,9 +127,7 @@ def test_a_project_that_the_log_has_is_finished(cluster: Any, until: Any) -> Non
     node = cluster.others(leader)[0]
 
     def row(state: str) -> Any:
-        return cluster.sql(
-            "SELECT id FROM projects WHERE name = 'finished' AND state = %s", state
-        )
+        return cluster.sql("SELECT id FROM projects WHERE name = 'finished' AND state = %s", state)
 
     def create() -> None:
         cluster.ask(node, "POST", "/api/v1/projects", {"name": "finished"})

@@ -253,6 +253,15 @@ class ClusterLog:
             if not future.done():
                 future.set_result(None)
 
+    def drain(self) -> None:
+        """The node stops: whoever waits for a revision is answered now."""
+        waiting, self._revision_waiters = self._revision_waiters, []
+        for _, _, future in waiting:
+            if not future.done():
+                future.set_exception(
+                    Problem("unavailable", "This node is stopping", retry_after_s=1.0)
+                )
+
     # -- looking --------------------------------------------------------------------------------
 
     def is_leader(self) -> bool:

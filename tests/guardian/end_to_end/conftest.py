@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import itertools
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ class Server:
         self.created: list[tuple[str, str]] = []
         self.failure: BaseException | None = None
         self._flags = flags
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self._raft_port = probe.getsockname()[1]
         self._tokens: dict[str, str] = {}
 
     # -- its life -----------------------------------------------------------------------------
@@ -86,16 +89,14 @@ class Server:
             raise self.failure
 
     async def _serve(self, ready: threading.Event) -> None:
-        flags = {
+        flags: dict[str, str | None] = {
             "data_dir": str(self.root / "data"),
             "http": "127.0.0.1:0",
-            "raft": "127.0.0.1:0",
+            "raft": f"127.0.0.1:{self._raft_port}",
             "database_url": self.database_url,
         } | self._flags
-        settings = load_settings({k: v for k, v in flags.items()}, environ={})
-        directory = await asyncio.to_thread(
-            DataDirectory.open, settings.data_dir, settings.node_id
-        )
+        settings = load_settings(flags, environ={})
+        directory = await asyncio.to_thread(DataDirectory.open, settings.data_dir, settings.node_id)
         self.guardian = Guardian(
             settings,
             directory,
@@ -182,7 +183,7 @@ class Server:
         return f"/projects/{made['id']}", made["api_key"]
 
     def schema(self, schema: object = None, as_user: str = ADMIN) -> str:
-        body = {"name": f"schema {next(_numbers)}", "schema": schema or SCHEMA}
+        body = {"name": f"schema {next(_numbers)}", "schema": SCHEMA if schema is None else schema}
         return str(self.must(201, "POST", "/schemas", body, as_user=as_user).json["id"])
 
     def config(self, content: object, key: str = "app/web") -> tuple[str, str]:

@@ -49,7 +49,10 @@ def test_logging_out_ends_the_family(node: Any) -> None:
 
 def test_wrong_and_forged_credentials_are_refused(node: Any) -> None:
     email, _ = node.user()
-    for wrong in ({"email": email, "password": "x" * 12}, {"email": "no@b.c", "password": "x" * 12}):
+    for wrong in (
+        {"email": email, "password": "x" * 12},
+        {"email": "no@b.c", "password": "x" * 12},
+    ):
         node.refused(401, "invalid_credentials", "POST", "/auth/login", wrong, as_user=None)
     node.refused(401, "unauthenticated", "GET", "/users/me", as_user=None)
     head, body, signature = node.token(email).split(".")

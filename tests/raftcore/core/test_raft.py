@@ -15,7 +15,7 @@ from raftcore.core.config import CoreConfig
 from raftcore.core.effects import RefusalReason
 from raftcore.core.errors import InvariantError, MisuseError
 from raftcore.core.raft import Raft
-from raftcore.core.types import Configuration, EntryType, Position, WriteMark
+from raftcore.core.types import Configuration, Entry, EntryType, Position, WriteMark
 
 
 def outcomes(effects: list[ef.Effect]) -> list[int | RefusalReason]:

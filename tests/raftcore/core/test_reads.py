@@ -288,7 +288,9 @@ def test_an_abandoned_read_is_taken_out_of_the_middle_of_the_queue() -> None:
     for read_id in (1, 2, 3):
         follower.read(read_id)
         c.deliver()
+    queue = follower.raft._s.confirmed_reads
     follower.step(ev.ReadAbandoned(follower.now_ns, 2))
+    assert follower.raft._s.confirmed_reads is queue, "it used to be built anew each time"
     assert follower.raft.status().pending_reads == 2
     follower.apply_now()
     assert released(follower) == [1, 3]

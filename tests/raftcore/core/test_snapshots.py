@@ -151,7 +151,7 @@ def test_an_unanswered_chunk_is_sent_again_after_ten_election_timeouts_then_twen
     c.deliver(lambda to, m: not is_chunk(to, m))
     assert c.drop(is_chunk) == 1
     started = c.now_ns
-    lost_at = []
+    lost_at: list[int] = []
     while len(lost_at) < 2:
         c.set_time(c.now_ns + 60 * MS)
         leader.time_out()

@@ -75,9 +75,7 @@ class Cluster:
         with ExitStack() as held:
             sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
             ports = [s.getsockname()[1] for s in sockets]
-        self.founders = [
-            Founder(n, f"127.0.0.1:{p}") for n, p in zip(names, ports, strict=True)
-        ]
+        self.founders = [Founder(n, f"127.0.0.1:{p}") for n, p in zip(names, ports, strict=True)]
         self.nodes: dict[str, Node] = {}
         self.machines: dict[str, Memory] = {}
         self._directories: dict[str, DataDirectory] = {}

@@ -90,7 +90,9 @@ async def test_followers_know_how_stale_they_are(three: Any) -> None:
     leader = await three.leader()
     follower = three.others(leader)[0]
     await three.until("the leader was heard", lambda: follower.staleness_ms() is not None)
-    three.network.partition({name(follower)}, {name(n) for n in three.nodes.values()} - {name(follower)})
+    three.network.partition(
+        {name(follower)}, {name(n) for n in three.nodes.values()} - {name(follower)}
+    )
     await three.until("it grows old", lambda: (follower.staleness_ms() or 0) > 100)
     three.network.heal_all()
     await three.until("it is young again", lambda: (follower.staleness_ms() or 999) < 100)

@@ -387,3 +387,21 @@ async def test_the_leaders_http_address_is_known_from_the_configuration(log: Clu
     assert log.leader_http_address() == "h:82"
     node.lead("c")
     assert log.leader_http_address() is None
+
+
+async def test_after_a_rebuild_local_reads_wait_for_a_barrier(log: ClusterLog) -> None:
+    with pytest.raises(Problem, match="rebuilding"):
+        log.require_local()  # not even attached
+    node = FakeNode(deque([OverloadedError("full"), 9]), rebuilt=True)
+    log.attach(node)  # type: ignore[arg-type]
+    with pytest.raises(Problem, match="rebuilding"):
+        log.require_local()
+    async with asyncio.timeout(5):
+        await log.allow_local_when_caught_up()
+    log.require_local()
+    assert len(node.said) == 2
+
+
+async def test_a_state_that_was_not_rebuilt_serves_at_once(log: ClusterLog) -> None:
+    attach(log)
+    log.require_local()
