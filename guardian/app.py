@@ -15,10 +15,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import psycopg
-
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
-from guardian.adapters.postgres.errors import PostgresError
+from guardian.adapters.postgres.errors import PostgresAwayError, PostgresError
 from guardian.adapters.postgres.migrate import Migrator
 from guardian.adapters.postgres.pool import Database
 from guardian.adapters.postgres.projector import Projector
@@ -34,7 +32,7 @@ from guardian.adapters.schemas.pool import PoolLimits, WorkerPool
 from guardian.adapters.security.api_keys import ApiKeys
 from guardian.adapters.security.passwords import Argon2Passwords
 from guardian.adapters.security.tokens import JwtTokens
-from guardian.domain.problems import Problem
+from guardian.domain.problems import CODES, Problem
 from guardian.fsm.machine import GuardianMachine
 from guardian.http import (
     HttpServer,
@@ -347,45 +345,55 @@ class Guardian:
 
     async def _watch_database(self) -> None:
         while True:
-            self._database_up = await self._database.ping()
+            answers = await self._database.ping()
+            self._database_up = answers and self._database_prepared
             await asyncio.sleep(DATABASE_CHECK_S)
 
     # -- the database's own preparations --------------------------------------------------------
 
     _database_prepared = False
+    _database_trouble = ""
 
     async def _prepare_database(self) -> None:
         """Migrate and create the first administrator, or leave it for later if PostgreSQL is away.
 
         Raises:
-            PostgresError: the schema can not be used.
+            PostgresError: the schema can not be used, or the administrator not be created.
         """
         try:
             await asyncio.to_thread(self._migrate)
             await self._ensure_first_admin()
             await self._database.durability_warnings()
-        except (Problem, OSError, psycopg.OperationalError) as error:
-            logger.warning("PostgreSQL is away; routes that need it answer 503: %s", error)
+        except (PostgresAwayError, Problem) as error:
+            if isinstance(error, Problem) and CODES[error.code].retry == "no":
+                raise PostgresError(f"the first administrator: {error}") from error
+            self._warn_of_database(f"PostgreSQL is away: {error}")
             return
         self._database_up = True
         self._database_prepared = True
         self._lead()
 
     async def _prepare_database_later(self) -> None:
+        """Until it is done. What would have refused the start must not end a node that runs."""
         while not self._database_prepared:
             await asyncio.sleep(RETRY_S)
-            await self._prepare_database()
+            try:
+                await self._prepare_database()
+            except PostgresError as error:
+                self._warn_of_database(f"PostgreSQL can not be used: {error}", logging.ERROR)
+
+    def _warn_of_database(self, trouble: str, level: int = logging.WARNING) -> None:
+        """Once, not at every attempt."""
+        if trouble != self._database_trouble:
+            logger.log(level, "%s; routes that need it answer 503", trouble)
+        self._database_trouble = trouble
 
     def _migrate(self) -> None:
         migrator = Migrator(self._database_url)
-        if self.settings.migrate == "auto":
-            done = migrator.up()
-            if done:
-                logger.info("the database schema was brought to version %d", done[-1])
-        elif any(not step.applied for step in migrator.status()):
-            raise PostgresError(
-                "the database schema is old and GUARDIAN_MIGRATE is off: run `guardian db migrate`"
-            )
+        if self.settings.migrate != "auto":
+            migrator.require_current()
+        elif done := migrator.up():
+            logger.info("the database schema was brought to version %d", done[-1])
 
     async def _ensure_first_admin(self) -> None:
         admin = self._first_admin

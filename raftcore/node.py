@@ -276,7 +276,8 @@ class Node:
         Raises:
             NotLeaderError: this node does not lead.
             OverloadedError: a transfer is under way already.
-            UnknownPeerError: no such voter, or it did not take over in time.
+            UnknownPeerError: no such voter, or it could not be handed over; this node still leads.
+            OutcomeUnknownError: the target was told to take over and was not seen to lead.
         """
         driver = self._running()
         if not driver.raft.is_leader:
@@ -287,6 +288,8 @@ class Node:
         driver.transfers.append(future)
         driver.deliver(ev.TransferRequested(driver.now_ns(), target))
         outcome = await future
+        if outcome.unknown:
+            raise OutcomeUnknownError(outcome.detail)
         if not outcome.succeeded:
             raise UnknownPeerError(outcome.detail)
         assert outcome.target is not None
@@ -326,13 +329,20 @@ class Node:
         return self._running().raft.configuration
 
     def staleness_ms(self) -> int | None:
-        """Age of the last message of the leader at which everything that it had committed was
-        applied here; 0 on a leader, None if that never was."""
-        if self.is_leader:
-            return 0
+        """How old the local state may be, at most.
+
+        On a follower: age of the last message of the leader at which everything that it had
+        committed was applied here. On a leader: age of its last contact with a quorum, since until
+        then nobody else can have led. None if neither ever was.
+        """
+        raft = self._driver.raft if self._driver is not None else None
+        if raft is not None and raft.quorum_contact_ns is not None:
+            if len(raft.configuration.voters) == 1:
+                return 0
+            self._caught_up_ns = raft.quorum_contact_ns
         if self._caught_up_ns is None:
             return None
-        return (self._runtime.clock_ns() - self._caught_up_ns) // 1_000_000
+        return max(self._runtime.clock_ns() - self._caught_up_ns, 0) // 1_000_000
 
     def on_leadership(self, callback: LeadershipCallback) -> None:
         """Call ``callback`` on the loop whenever role, term or known leader changes."""

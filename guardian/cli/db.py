@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import psycopg
 
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
 from guardian.adapters.postgres.errors import PostgresError
@@ -45,7 +44,7 @@ def _with_database(context: click.Context, work: Callable[[str], None]) -> None:
         else:
             with EmbeddedPostgres(data_dir / "pg") as postgres:
                 work(postgres.dsn)
-    except (PostgresError, Problem, OSError, psycopg.OperationalError) as error:
+    except (PostgresError, Problem, OSError) as error:
         print(f"guardian: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -98,6 +97,7 @@ def rebuild_projection(context: click.Context) -> None:
     """
 
     def work(dsn: str) -> None:
+        Migrator(dsn).require_current()
         _run(_reset(dsn))
         click.echo("the projection is empty; the leader fills it again")
 

@@ -3,6 +3,10 @@
 The standard library's parser is lenient where a service must not be: it keeps the last of duplicate
 keys, turns ``1e999`` into infinity, accepts ``NaN`` and lone surrogates, and overflows its stack on
 deep nesting. Everything here is decided before or while parsing, in time linear in the input.
+
+What is kept is the sender's own text without the white space between its tokens: every number and
+every string is stored, hashed and served in the very characters it was sent in. Values are parsed
+to be checked, never to be written again, as no number type would give all texts back.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final, NoReturn
 
 import msgspec
@@ -42,7 +47,13 @@ CONTENT_LIMITS: Final = JsonLimits(depth=64, members=100_000, too_deep="document
 #: a request body, which holds a document and a few members of its own
 BODY_LIMITS: Final = JsonLimits(depth=200, members=100_100, too_deep="json_too_deep")
 
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+#: splits a text into what is outside strings and, in between, the strings
+_STRINGS: Final = re.compile(b"(" + _STRING.pattern + b")", re.DOTALL)
+_SPACE: Final = b" \t\n\r"
+#: the integer, not the exponent of 1e-0
+_MINUS_ZERO: Final = re.compile(rb"(?<![eE])-0(?![.0-9eE])")
+_ZERO: Final = re.compile(r"-?[0.]+(?:[eE].*)?")
 _EMPTY: Final = re.compile(rb"\[\s*\]|\{\s*\}")
 _SURROGATE_ESCAPE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
@@ -53,7 +64,8 @@ def parse_document(raw: bytes, limits: JsonLimits = CONTENT_LIMITS) -> object:
 
     Raises:
         Problem: ``invalid_json`` for anything but one JSON value in UTF-8 without duplicate keys,
-            NaN, infinities, lone surrogates or integers beyond 2^53-1; ``limits.too_deep``;
+            NaN, infinities, lone surrogates, integers beyond 2^53-1 (however they are written) or
+            numbers that a double can not tell from 0 or infinity; ``limits.too_deep``;
             ``too_many_items``.
     """
     check_limits(raw, limits)
@@ -65,31 +77,32 @@ def parse_document(raw: bytes, limits: JsonLimits = CONTENT_LIMITS) -> object:
         where = f"line {error.lineno}, column {error.colno}"
         raise Problem("invalid_json", f"The text is not JSON at {where}") from None
     if _SURROGATE_ESCAPE.search(raw):
-        compact(value)
+        _check_surrogates(value)
     return value
 
 
-def compact(value: object) -> bytes:
-    """``value`` as compact UTF-8, members in the order they came.
+def compact(raw: bytes) -> bytes:
+    """The text without white space between its tokens; ``-0`` becomes ``0``, nothing else changes.
 
-    Raises:
-        Problem: ``invalid_json`` for a lone surrogate.
+    Args:
+        raw: a text that :func:`parse_document` accepts.
     """
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        raise Problem("invalid_json", "A string holds half of a surrogate pair") from None
+    # strings are at odd places
+    parts = _STRINGS.split(raw) if b"\\" in raw else raw.split(b'"')
+    parts[::2] = [part.translate(None, _SPACE) for part in parts[::2]]
+    if b"-0" in raw:
+        parts[::2] = [_MINUS_ZERO.sub(b"0", part) for part in parts[::2]]
+    return (b"" if b"\\" in raw else b'"').join(parts)
 
 
-def content_bytes(value: object, limits: JsonLimits = CONTENT_LIMITS) -> bytes:
-    """The bytes to store for a document that came as a member of a parsed body.
+def content_bytes(raw: bytes, limits: JsonLimits = CONTENT_LIMITS) -> bytes:
+    """The bytes to store for a document that came as a member of a body that was parsed.
 
     Raises:
         Problem: ``limits.too_deep`` or ``too_many_items``.
     """
-    raw = compact(value)
     check_limits(raw, limits)
-    return raw
+    return compact(raw)
 
 
 def check_limits(raw: bytes, limits: JsonLimits) -> None:
@@ -146,9 +159,25 @@ def _integer(text: str) -> int:
 
 def _float(text: str) -> float:
     number = float(text)
-    if math.isinf(number):
-        raise Problem("invalid_json", "A number is too large")
-    return number or 0.0  # the same zero, whatever its sign
+    if number == 0.0:
+        if _ZERO.fullmatch(text) is None:
+            raise Problem("invalid_json", "A number is too close to 0")
+        return 0.0  # the same zero, whatever its sign
+    if abs(number) > MAX_SAFE_INTEGER:
+        if math.isinf(number):
+            raise Problem("invalid_json", "A number is too large")
+        exact = Decimal(text)  # every double of this size is whole; the text may not be
+        if exact == exact.to_integral_value():
+            raise Problem("invalid_json", "An integer is beyond 2^53-1")
+    return number
+
+
+def _check_surrogates(value: object) -> None:
+    """Raises ``Problem("invalid_json")`` for a lone surrogate in a string."""
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        raise Problem("invalid_json", "A string holds half of a surrogate pair") from None
 
 
 def _constant(name: str) -> NoReturn:

@@ -109,7 +109,9 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
         detail: one sentence for people; never a secret, a path or the text of another error.
         errors: faults by pointer, for validation codes.
         current_version: the version a conflict was decided against.
-        revision: of the log entry that decided it, if one did.
+        revision: of the log entry that decided it, or of the local state that did; None when
+            neither was looked at.
+        replayed: it is the kept refusal of an earlier request with the same Idempotency-Key.
         retry_after_s: for codes whose ``retry`` is "later".
         extra: further members of the problem document.
     """
@@ -122,6 +124,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
         errors: tuple[Fault, ...] = (),
         current_version: int | None = None,
         revision: int | None = None,
+        replayed: bool = False,
         retry_after_s: float | None = None,
         extra: dict[str, object] | None = None,
     ) -> None:
@@ -131,6 +134,7 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem
         self.errors = errors
         self.current_version = current_version
         self.revision = revision
+        self.replayed = replayed
         self.retry_after_s = retry_after_s
         self.extra = extra or {}
         super().__init__(f"{code}: {self.detail}")

@@ -60,9 +60,16 @@ def _decode(raw: bytes, kind: type[B], limits: BodyLimits) -> B:
         raise Problem("validation_failed", errors=_faults(missing, "is required"))
     faults: list[Fault] = []
     values: dict[str, Any] = {}
+    texts = _texts(raw) if _keeps_texts(kind) else {}
     for name, value in document.items():
+        field = fields[name]
         try:
-            values[fields[name].name] = _value(value, fields[name].type, limits.content)
+            if field.type == Content:
+                values[field.name] = msgspec.Raw(content_bytes(texts[name], limits.content))
+            elif field.type is msgspec.Raw:
+                values[field.name] = msgspec.Raw(compact(texts[name]))
+            else:
+                values[field.name] = msgspec.convert(value, field.type)
         except msgspec.ValidationError as error:
             message = str(error)[:MAX_MESSAGE_CHARS]
             faults.append(Fault("/" + escape_pointer(name), message))
@@ -71,12 +78,10 @@ def _decode(raw: bytes, kind: type[B], limits: BodyLimits) -> B:
     return kind(**values)
 
 
-def _value(value: object, kind: Any, content: JsonLimits) -> Any:
-    if kind == Content:
-        return msgspec.Raw(content_bytes(value, content))
-    if kind is msgspec.Raw:
-        return msgspec.Raw(compact(value))
-    return msgspec.convert(value, kind)
+def _texts(raw: bytes) -> dict[str, bytes]:
+    """The members of an object that was parsed already, each in the sender's own text."""
+    members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    return {name: bytes(text) for name, text in members.items()}
 
 
 def _faults(names: list[str], message: str) -> tuple[Fault, ...]:
@@ -89,3 +94,14 @@ def _faults(names: list[str], message: str) -> tuple[Fault, ...]:
 @cache
 def _fields(kind: type[Body]) -> dict[str, msgspec.structs.FieldInfo]:
     return {field.encode_name: field for field in msgspec.structs.fields(kind)}
+
+
+@cache
+def _keeps_texts(kind: type[Body]) -> bool:
+    return any(field.type in (Content, msgspec.Raw) for field in _fields(kind).values())
+
+
+@cache
+def needs_nothing(kind: type[Body]) -> bool:
+    """Whether every member of the body is optional, so that the body itself is."""
+    return not any(field.required for field in _fields(kind).values())

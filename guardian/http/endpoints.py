@@ -283,7 +283,7 @@ _BODY_CODES: Final = (
     "invalid_string",
 )  # fmt: skip
 _LOG_CODES: Final = (
-    "invalid_idempotency_key", "idempotency_key_reused", "no_leader", "overloaded",
+    "idempotency_key_reused", "idempotency_in_progress", "no_leader", "overloaded",
     "storage_full", "outcome_unknown",
 )  # fmt: skip
 _LOCK_CODES: Final = (
@@ -306,6 +306,8 @@ def codes_of(endpoint: Endpoint) -> tuple[str, ...]:
         codes.add("not_found")
     if endpoint.body is not None:
         codes |= set(_BODY_CODES)
+    if endpoint.is_write:
+        codes.add("invalid_idempotency_key")
     if endpoint.logged:
         codes |= set(_LOG_CODES)
     elif endpoint.is_write:

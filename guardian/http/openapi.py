@@ -118,7 +118,7 @@ def _operation(endpoint: Endpoint, by_type: dict[str, Any]) -> dict[str, Any]:
     }
     if endpoint.body is not None:
         operation["requestBody"] = {
-            "required": True,
+            "required": not needs_nothing(endpoint.body),
             "content": {"application/json": {"schema": by_type[repr(endpoint.body)]}},
         }
     return operation
@@ -146,7 +146,7 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
         headers.append("If-Match")
     if endpoint.tagged and not endpoint.is_write:
         headers.append("If-None-Match")
-    if endpoint.logged:
+    if endpoint.is_write:
         headers.append("Idempotency-Key")
     parameters += [
         {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
@@ -191,7 +191,7 @@ def _responses(endpoint: Endpoint, by_type: dict[str, Any]) -> dict[str, Any]:
 
 def _success(endpoint: Endpoint, by_type: dict[str, Any]) -> dict[str, Any]:
     names = ["X-Request-ID"]
-    if endpoint.logged or Query.CONSISTENCY in endpoint.queries:
+    if endpoint.sees_log:
         names.append("X-Guardian-Revision")
     if Query.CONSISTENCY in endpoint.queries:
         names.append("X-Guardian-Staleness-Ms")

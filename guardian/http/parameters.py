@@ -9,7 +9,7 @@ from aiohttp import web
 from msgspec import UnsetType
 
 from guardian.domain.problems import Fault, Problem
-from guardian.usecases.executing import Expected
+from guardian.usecases.executing import Expected, check_idempotency_key
 
 MAX_PARAMETERS: Final = 32
 
@@ -129,13 +129,12 @@ def idempotency_key(request: web.Request) -> str:
     """The ``Idempotency-Key``, or empty when there is none.
 
     Raises:
-        Problem: ``invalid_idempotency_key`` when it is there but empty or repeated.
+        Problem: ``invalid_idempotency_key`` when it is there but empty, too long or repeated.
     """
     key = header(request, "Idempotency-Key", "invalid_idempotency_key")
     if key is None:
         return ""
-    if not key.strip():
-        raise Problem("invalid_idempotency_key", "The key is empty")
+    check_idempotency_key(key)
     return key
 
 

@@ -74,6 +74,8 @@ def problem_response(problem: Problem, request_id: str) -> web.Response:
     )
     if problem.revision is not None:
         response.headers["X-Guardian-Revision"] = str(problem.revision)
+    if problem.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
     if problem.info.retry == "later":
         wait_s = problem.retry_after_s
         seconds = DEFAULT_RETRY_AFTER_S if wait_s is None else max(1, math.ceil(wait_s))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from guardian.domain.entities import Principal, Role
 from guardian.domain.keys import is_id
 from guardian.domain.problems import Problem
-from guardian.usecases.executing import Call, Consistency
+from guardian.usecases.executing import Call, Consistency, absent
 from guardian.usecases.ports import Log, Roles, State
 
 
@@ -27,7 +27,7 @@ class Access:
         """
         await consistency.ensure(self._log)
         if not self._lives(project_id):
-            raise Problem("not_found")
+            raise absent(self._state)
         await self._check_role(principal, project_id, need)
 
     async def writing(self, principal: Principal, project_id: str, need: Role, call: Call) -> None:
@@ -41,7 +41,7 @@ class Access:
         if not self._lives(project_id):
             await self._log.barrier(timeout_s=call.remaining_s())
             if not self._lives(project_id):
-                raise Problem("not_found")
+                raise absent(self._state)
         await self._check_role(principal, project_id, need)
 
     def _lives(self, project_id: str) -> bool:
@@ -52,9 +52,9 @@ class Access:
             return
         role = await self._roles.role(project_id, principal.user_id)
         if role is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         if not role.includes(need):
-            raise Problem("forbidden")
+            raise Problem("forbidden", revision=self._state.revision())
 
 
 def require_admin(principal: Principal) -> None:

@@ -29,6 +29,7 @@ from guardian.usecases.executing import (
     Expected,
     Seen,
     Written,
+    absent,
     fingerprint,
 )
 from guardian.usecases.fitting import Fitting
@@ -82,7 +83,7 @@ class Configs:
         await self._access.reading(principal, project_id, Role.VIEWER, consistency)
         config = self._state.config(project_id, key) if is_config_key(key) else None
         if config is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         return self._seen(config)
 
     async def revisions(
@@ -98,10 +99,10 @@ class Configs:
         before = page.before(scope)
         await self._access.reading(principal, project_id, Role.VIEWER, consistency)
         if not is_config_key(key):
-            raise Problem("not_found")
+            raise absent(self._state)
         rows = self._state.revisions(project_id, key, before, page.limit + 1)
         if not rows and before is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         return self._seen(page_of(rows, page.limit, scope, _version))
 
     async def revision(
@@ -118,7 +119,7 @@ class Configs:
         if is_config_key(key) and version >= 1:
             found = self._state.revision_of(project_id, key, version)
         if found is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         return self._seen(found)
 
     # writing
@@ -261,7 +262,7 @@ class Configs:
             await self._log.barrier(timeout_s=call.remaining_s())
             config = self._state.config(project_id, key)
         if config is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         return config
 
     async def _content_of(self, project_id: str, key: str, version: int, call: Call) -> bytes:
@@ -270,7 +271,7 @@ class Configs:
             await self._log.barrier(timeout_s=call.remaining_s())
             found = self._state.revision_of(project_id, key, version)
         if found is None or found.content is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         return found.content
 
     def _seen(self, value: T) -> Seen[T]:

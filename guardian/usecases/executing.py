@@ -32,6 +32,9 @@ T = TypeVar("T")
 DEADLINE_S: Final = 10.0
 #: how often one request is prepared anew because what it was checked against had moved on
 MAX_TRIES: Final = 3
+#: requests with an Idempotency-Key that one node works on at most; far above what the limits on
+#: connections let through
+MAX_UNDER_WAY: Final = 65_536
 #: refusals that say "look again": never final for the client
 _STALE: Final = frozenset({Refusals.SCHEMA_STALE, Refusals.SCHEMA_USAGE_CHANGED})
 
@@ -119,9 +122,8 @@ class Call:
     started_s: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        key = self.idempotency_key
-        if key and (len(key) > 255 or not key.isascii() or not key.isprintable()):
-            raise Problem("invalid_idempotency_key", "1 to 255 printable ASCII characters")
+        if self.idempotency_key:
+            check_idempotency_key(self.idempotency_key)
 
     def remaining_s(self) -> float:
         """Seconds left of the deadline.
@@ -174,6 +176,17 @@ class Seen(Generic[T]):
     staleness_ms: int | None = None
 
 
+def check_idempotency_key(key: str) -> None:
+    """Raises ``Problem("invalid_idempotency_key")``."""
+    if not 1 <= len(key) <= 255 or key.isspace() or not key.isascii() or not key.isprintable():
+        raise Problem("invalid_idempotency_key", "1 to 255 printable ASCII characters")
+
+
+def absent(state: State) -> Problem:
+    """``not_found``, as local state has it."""
+    return Problem("not_found", revision=state.revision())
+
+
 def new_id() -> str:
     """An opaque id of 128 random bits."""
     return secrets.token_hex(16)
@@ -194,10 +207,11 @@ def system_envelope(what: str) -> Envelope:
     return Envelope(command_id=secrets.token_bytes(16), actor=f"system:{what}")
 
 
-def refusal(result: Refused, *, if_match: bool = False) -> Problem:
+def refusal(result: Refused, *, replayed: bool = False, if_match: bool = False) -> Problem:
     """The problem that a refusal by the state machine is to a client."""
     problem = _refusal(result, if_match=if_match)
     problem.revision = result.revision
+    problem.replayed = replayed
     return problem
 
 
@@ -225,6 +239,8 @@ class Executor:
     def __init__(self, log: Log, state: State) -> None:
         self._log = log
         self._state = state
+        #: (actor, Idempotency-Key) of the requests that are under way on this node
+        self._under_way: set[tuple[str, str]] = set()
 
     async def run(
         self,
@@ -242,8 +258,31 @@ class Executor:
         found its checks outdated. ``asked`` is the :func:`fingerprint` of the request.
 
         Raises:
-            Problem: what ``prepare`` raised, the state machine's refusal, or the log's trouble.
+            Problem: what ``prepare`` raised, the state machine's refusal, or the log's trouble;
+                ``idempotency_in_progress`` while this node works on a request with the same key.
+                (On two nodes at once the state machine decides one and replays it to the other.)
         """
+        if not call.idempotency_key:
+            return await self._run(principal, call, asked, prepare, if_match)
+        name = (principal.actor, call.idempotency_key)
+        if name in self._under_way:
+            raise Problem("idempotency_in_progress", retry_after_s=1.0)
+        if len(self._under_way) >= MAX_UNDER_WAY:
+            raise Problem("overloaded", "Too many requests are under way", retry_after_s=1.0)
+        self._under_way.add(name)
+        try:
+            return await self._run(principal, call, asked, prepare, if_match)
+        finally:
+            self._under_way.remove(name)
+
+    async def _run(
+        self,
+        principal: Principal,
+        call: Call,
+        asked: bytes,
+        prepare: Callable[[Envelope], Awaitable[AnyCommand]],
+        if_match: bool,
+    ) -> Done | ConfigWritten:
         for tries_left in reversed(range(MAX_TRIES)):
             head = Envelope(
                 command_id=secrets.token_bytes(16),
@@ -257,6 +296,8 @@ class Executor:
             except Problem as problem:
                 kept = await self._recall(head, call, problem)
                 if kept is None:
+                    if problem.revision is None and problem.info.status < 500:
+                        problem.revision = self._state.revision()
                     raise
                 return _settle(kept, replayed=True, if_match=if_match)
             result = await self._log.execute(command, timeout_s=timeout_s)
@@ -275,11 +316,11 @@ class Executor:
         if kept is None:
             return None
         if kept.fingerprint != head.fingerprint:
-            raise Problem("idempotency_key_reused")
+            raise Problem("idempotency_key_reused", revision=self._state.revision())
         return kept.result
 
 
 def _settle(result: AnyResult, *, replayed: bool, if_match: bool) -> Done | ConfigWritten:
     if isinstance(result, Refused):
-        raise refusal(result, if_match=if_match)
+        raise refusal(result, replayed=replayed, if_match=if_match)
     return result if result.replayed == replayed else replace(result, replayed=replayed)

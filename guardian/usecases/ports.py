@@ -83,7 +83,8 @@ class Log(Protocol):
 
     def staleness_ms(self) -> int | None:
         """How old local state may be at most: time since the last contact with the leader at which
-        this node had applied all that was committed; 0 on the leader; None when unknown."""
+        this node had applied all that was committed; on the leader, since its last contact with a
+        quorum; None when unknown."""
         ...
 
     def cluster(self) -> ClusterView: ...

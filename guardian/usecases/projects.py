@@ -24,6 +24,7 @@ from guardian.usecases.executing import (
     Executor,
     Seen,
     Written,
+    absent,
     fingerprint,
     new_id,
     system_envelope,
@@ -139,7 +140,7 @@ class Projects:
         await self._access.reading(principal, project_id, Role.VIEWER, consistency)
         project = await self._rows.get(project_id)
         if project is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         return self._seen(project)
 
     async def delete(self, principal: Principal, project_id: str, call: Call) -> Written[None]:

@@ -31,7 +31,7 @@ class Reading:
         await consistency.ensure(self._log)
         served = self._state.serving_bytes(self._codec.digest(api_key), key)
         if served is None:
-            raise Problem("invalid_api_key")
+            raise Problem("invalid_api_key", revision=self._state.revision())
         if served.content is None or not is_config_key(key):
-            raise Problem("not_found")
+            raise Problem("not_found", revision=served.state_revision)
         return Seen(served, served.state_revision, self._log.staleness_ms())

@@ -6,7 +6,7 @@ from guardian.domain.entities import Principal, Role, RoleGrant
 from guardian.domain.keys import is_id
 from guardian.domain.problems import Fault, Problem
 from guardian.usecases.access import Access
-from guardian.usecases.executing import Call, Consistency, Seen
+from guardian.usecases.executing import Call, Consistency, Seen, Written, absent
 from guardian.usecases.paging import Page, PageRequest, page_of
 from guardian.usecases.ports import Log, State
 from guardian.usecases.ports import Roles as RoleRows
@@ -34,8 +34,11 @@ class Roles:
 
     async def grant(
         self, principal: Principal, project_id: str, user_id: str, role: Role, call: Call
-    ) -> RoleGrant:
+    ) -> Written[RoleGrant]:
         """Give a user a role, or another one than before.
+
+        The log knows nothing of roles: the revision is that of the state in which the project was
+        found to live.
 
         Raises:
             Problem: ``validation_failed`` at ``/user_id`` for no such user, ``not_found``,
@@ -44,21 +47,26 @@ class Roles:
         await self._access.writing(principal, project_id, Role.ADMIN, call)
         nobody = Fault("/user_id", "there is no such user")
         if not is_id(user_id):
-            raise Problem("validation_failed", errors=(nobody,))
+            raise Problem("validation_failed", errors=(nobody,), revision=self._state.revision())
         grant = RoleGrant(user_id, role)
         try:
             await self._rows.grant(project_id, grant)
         except Problem as problem:
             if problem.code != "not_found":
                 raise
-            raise Problem("validation_failed", errors=(nobody,)) from problem
-        return grant
+            raise Problem(
+                "validation_failed", errors=(nobody,), revision=self._state.revision()
+            ) from problem
+        return Written(grant, self._state.revision())
 
-    async def revoke(self, principal: Principal, project_id: str, user_id: str, call: Call) -> None:
+    async def revoke(
+        self, principal: Principal, project_id: str, user_id: str, call: Call
+    ) -> Written[None]:
         """Raises ``Problem("not_found")`` when the user has no role there."""
         await self._access.writing(principal, project_id, Role.ADMIN, call)
         if not is_id(user_id) or not await self._rows.revoke(project_id, user_id):
-            raise Problem("not_found")
+            raise absent(self._state)
+        return Written(None, self._state.revision())
 
 
 def _user_id(grant: RoleGrant) -> str:

@@ -19,6 +19,7 @@ from guardian.usecases.executing import (
     Expected,
     Seen,
     Written,
+    absent,
     fingerprint,
     new_id,
 )
@@ -115,7 +116,7 @@ class Schemas:
         await consistency.ensure(self._log)
         state = self._live(schema_id)
         if state is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         view = SchemaView(await self._bodies.get(state), state.usage_count)
         return Seen(view, self._state.revision(), self._log.staleness_ms())
 
@@ -254,7 +255,7 @@ class Schemas:
         await self._log.barrier(timeout_s=call.remaining_s())
         state = self._live(schema_id)
         if state is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         schema = await self._bodies.get(state)
         if not principal.is_admin and schema.created_by != principal.user_id:
             raise Problem("forbidden")
@@ -270,7 +271,7 @@ class Schemas:
         """
         state = self._live(candidate.id)
         if state is None:
-            raise Problem("not_found")
+            raise absent(self._state)
         if state.version != expected.version:
             code = "precondition_failed" if expected.if_match else "version_conflict"
             raise Problem(code, current_version=state.version)

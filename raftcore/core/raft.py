@@ -193,6 +193,12 @@ class Raft:
         return self._s.role is Role.LEADER
 
     @property
+    def quorum_contact_ns(self) -> int | None:
+        """On a leader: when a quorum was last known to follow it. None on anybody else."""
+        leadership = self._s.leadership
+        return None if leadership is None else election.quorum_contact_ns(self._s, leadership)
+
+    @property
     def leader_id(self) -> NodeId | None:
         return self._s.leader_id
 

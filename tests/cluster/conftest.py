@@ -41,6 +41,8 @@ PATIENCE_S = 60.0
 REQUEST_S = 15.0
 POLL_S = 0.02
 LOG_LINES = 25
+#: One line per request, and that the tests' PostgreSQL is not durable.
+NOISE = ('"guardian.access"', '"PostgreSQL runs with')
 #: Small, so that every longer test also takes snapshots and compacts.
 SMALL_SNAPSHOTS = ("--snapshot-entries", "200", "--trailing-entries", "50")
 
@@ -282,7 +284,7 @@ class Cluster:
         parts = []
         for node in self.nodes:
             text = node.log_path.read_text(errors="replace") if node.log_path.exists() else ""
-            lines = [line for line in text.splitlines() if '"guardian.access"' not in line]
+            lines = [x for x in text.splitlines() if not any(noise in x for noise in NOISE)]
             parts.append(
                 f"--- {node.name} (running: {node.running})\n" + "\n".join(lines[-LOG_LINES:])
             )

@@ -131,7 +131,7 @@ async def run_load(cluster: Any, disturb: Callable[[Load], Any]) -> Load:
 
 async def until_accepted(load: Load, moment_s: float, count: int) -> list[Attempt]:
     async with asyncio.timeout(GIVE_UP_S):
-        while len(found := load.accepted_since(moment_s)) < count:
+        while len(found := load.accepted_since(moment_s)) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
     return found
 

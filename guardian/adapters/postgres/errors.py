@@ -11,5 +11,9 @@ class EmbeddedPostgresError(PostgresError):
     """The embedded server can not be set up, started or kept running."""
 
 
+class PostgresAwayError(PostgresError):
+    """The server can not be reached now, or broke off; trying again later may help."""
+
+
 class MigrationError(PostgresError):
     """The database's schema is not one that this code can work with."""

@@ -19,14 +19,14 @@ from importlib import resources
 
 import psycopg
 
-from guardian.adapters.postgres.errors import MigrationError
+from guardian.adapters.postgres.errors import MigrationError, PostgresAwayError
 
 log = logging.getLogger(__name__)
 
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.(up|down)\.sql")
 _LOCK_KEY = 0x67756172_6D696772  # "guarmigr"
 _LOCK_TIMEOUT_S = 60
-_CONNECT_TIMEOUT_S = 10
+_CONNECT_TIMEOUT_S = 5
 _TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     version    integer PRIMARY KEY,
@@ -96,7 +96,7 @@ class Migrator:
 
         Raises:
             MigrationError: the database is of other or newer code, or a migration failed.
-            psycopg.OperationalError: the server is away.
+            PostgresAwayError: the server is away.
         """
         with self._locked() as connection:
             done = len(self._checked(connection))
@@ -106,7 +106,7 @@ class Migrator:
         """Undo everything above ``to_version``, newest first; the versions undone. Loses data.
 
         Raises:
-            MigrationError, psycopg.OperationalError: as :meth:`up`.
+            MigrationError, PostgresAwayError: as :meth:`up`.
         """
         with self._locked() as connection:
             applied = self._checked(connection)
@@ -119,7 +119,7 @@ class Migrator:
         """Of every known migration.
 
         Raises:
-            MigrationError, psycopg.OperationalError: as :meth:`up`.
+            MigrationError, PostgresAwayError: as :meth:`up`.
         """
         with self._connected() as connection:
             row = connection.execute("SELECT to_regclass('schema_migrations')").fetchone()
@@ -135,7 +135,7 @@ class Migrator:
 
         Raises:
             MigrationError: the database is older, newer or different.
-            psycopg.OperationalError: the server is away.
+            PostgresAwayError: the server is away.
         """
         missing = [item.version for item in self.status() if not item.applied]
         if missing:
@@ -146,10 +146,15 @@ class Migrator:
 
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection]:
-        with psycopg.connect(
-            self._dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S
-        ) as connection:
-            yield connection
+        try:
+            with psycopg.connect(
+                self._dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S
+            ) as connection:
+                yield connection
+        except psycopg.OperationalError as error:
+            raise PostgresAwayError(f"PostgreSQL can not be reached: {error}") from error
+        except psycopg.Error as error:
+            raise MigrationError(f"the schema can not be looked after: {error}") from error
 
     @contextmanager
     def _locked(self) -> Iterator[psycopg.Connection]:

@@ -10,19 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
+from guardian.adapters.postgres.connection import OPTIONS, SIGN_OF_LIFE_S, Connection, Probe, Row
 from guardian.domain.problems import Problem
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Connection = psycopg.AsyncConnection[tuple[Any, ...]]
-Row = tuple[Any, ...]
 
 #: What a violated constraint tells the client.
 CONSTRAINTS: Mapping[str, str] = {
@@ -40,6 +40,12 @@ CONSTRAINTS: Mapping[str, str] = {
 _ATTEMPTS = 3
 _RETRY_PAUSE_S = 0.01
 _RETRY_AFTER_S = 1.0
+#: What the server's own bounds get before ours strikes.
+_MARGIN_S = 1.0
+#: psycopg_pool doubles its pauses up to this; longer ones would outlast the server's absence.
+_RECONNECT_S = 3.0
+#: How long a server that gave no sign of life is left alone, unless it gives one before.
+_CIRCUIT_S = 5.0
 _DURABILITY_SETTINGS = ("fsync", "full_page_writes", "synchronous_commit")
 
 
@@ -51,7 +57,8 @@ class Database:
         max_size: connections at most.
         max_waiting: callers that may queue for one; more are refused as ``overloaded``.
         acquire_timeout_s: how long such a caller waits.
-        statement_timeout_s: bound on one statement, enforced by the server.
+        statement_timeout_s: bound on one statement, enforced by the server, and shortly after by
+            this side in case the server is frozen.
     """
 
     def __init__(
@@ -66,7 +73,8 @@ class Database:
     ) -> None:
         self._acquire_timeout_s = acquire_timeout_s
         self._statement_timeout_s = statement_timeout_s
-        self._away = False
+        self._away_until = 0.0
+        self._probe = Probe(dsn)
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             dsn,
             open=False,
@@ -74,11 +82,12 @@ class Database:
             max_size=max_size,
             max_waiting=max_waiting,
             timeout=acquire_timeout_s,
-            reconnect_timeout=30.0,
-            kwargs={"autocommit": True, "connect_timeout": 5, "application_name": "guardian"},
+            reconnect_timeout=_RECONNECT_S,
+            connection_class=Connection,
+            kwargs=OPTIONS,
             configure=self._configure,
             # without it, a restarted server costs one failed request per pooled connection
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
             name="guardian",
         )
 
@@ -89,14 +98,23 @@ class Database:
 
     async def close(self) -> None:
         await self._pool.close(timeout=5.0)
+        await self._probe.close()
 
     async def ping(self) -> bool:
-        """Whether the server answers now."""
-        try:
-            await self.fetch("SELECT 1")
-        except Problem:
-            return False
-        return True
+        """Whether the server gives a sign of life within two seconds.
+
+        If not, everything here is refused as ``unavailable`` at once until a later ping succeeds,
+        so that requests do not queue up behind a server that is away. Somebody has to go on
+        asking; in case nobody does, it is tried again after five seconds all the same.
+        """
+        up = await self._probe.answers()
+        self._away_until = 0.0 if up else time.monotonic() + _CIRCUIT_S
+        return up
+
+    @property
+    def available(self) -> bool:
+        """False while the server is taken to be away."""
+        return time.monotonic() >= self._away_until
 
     def stats(self) -> dict[str, int]:
         """The pool's counters, by psycopg_pool's names."""
@@ -142,6 +160,7 @@ class Database:
         work: Callable[[Connection], Awaitable[T]],
         *,
         constraints: Mapping[str, str] | None = None,
+        statement_timeout_s: float | None = None,
     ) -> T:
         """Run ``work`` in one transaction (read committed) and commit it.
 
@@ -151,6 +170,7 @@ class Database:
 
         Args:
             constraints: problem codes by constraint name, before those of :data:`CONSTRAINTS`.
+            statement_timeout_s: bound on each of its statements, if not the usual one.
 
         Raises:
             Problem: as :meth:`fetch`; that of a violated constraint; ``outcome_unknown``.
@@ -158,7 +178,13 @@ class Database:
 
         async def run() -> T:
             async with self._connection() as connection:
-                return await self._transact(connection, work)
+                if statement_timeout_s is None:
+                    return await self._transact(connection, work)
+                connection.answer_timeout_s = statement_timeout_s + _MARGIN_S
+                try:
+                    return await self._transact(connection, _within(work, statement_timeout_s))
+                finally:
+                    connection.answer_timeout_s = self._statement_timeout_s + _MARGIN_S
 
         return await self._guarded(run, {**CONSTRAINTS, **(constraints or {})})
 
@@ -196,10 +222,9 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        # while the server is known to be away, callers do not queue for the full time
-        timeout_s = min(0.25, self._acquire_timeout_s) if self._away else self._acquire_timeout_s
-        async with self._pool.connection(timeout=timeout_s) as connection:
-            self._away = False
+        if not self.available:
+            raise _unavailable()
+        async with self._pool.connection() as connection:
             yield connection
 
     async def _guarded(
@@ -218,7 +243,6 @@ class Database:
             except TooManyRequests as error:
                 raise Problem("overloaded", retry_after_s=_RETRY_AFTER_S) from error
             except (PoolTimeout, PoolClosed) as error:
-                self._away = True
                 raise _unavailable() from error
             except psycopg.IntegrityError as error:
                 raise _integrity_problem(error, constraints) from error
@@ -233,6 +257,13 @@ class Database:
                 raise _unavailable() from error
 
     async def _configure(self, connection: Connection) -> None:
+        connection.answer_timeout_s = self._statement_timeout_s + _MARGIN_S
+        # a statement whose client has gone ends soon; not every server can tell
+        with contextlib.suppress(psycopg.errors.InvalidParameterValue):
+            await connection.execute(
+                b"SELECT set_config(name, '1000', false) FROM pg_settings"
+                b" WHERE name = 'client_connection_check_interval'"
+            )
         timeout_ms = int(self._statement_timeout_s * 1000)
         await connection.execute(
             b"SELECT set_config('statement_timeout', %s, false),"
@@ -240,6 +271,26 @@ class Database:
             b" set_config('idle_in_transaction_session_timeout', %s, false)",
             (str(timeout_ms), str(timeout_ms), str(timeout_ms * 4)),
         )
+
+
+async def _check(connection: Connection) -> None:
+    async with asyncio.timeout(SIGN_OF_LIFE_S):
+        await AsyncConnectionPool.check_connection(connection)
+
+
+def _within(
+    work: Callable[[Connection], Awaitable[T]], statement_timeout_s: float
+) -> Callable[[Connection], Awaitable[T]]:
+    """``work`` with a bound of its own on the server, for its transaction."""
+
+    async def bounded(connection: Connection) -> T:
+        await connection.execute(
+            b"SELECT set_config('statement_timeout', %s, true)",
+            (str(int(statement_timeout_s * 1000)),),
+        )
+        return await work(connection)
+
+    return bounded
 
 
 def _definitely_aborted(error: psycopg.Error) -> bool:

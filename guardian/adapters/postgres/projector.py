@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from guardian.adapters.postgres.pool import Connection, Database
+from guardian.adapters.postgres.connection import Connection
+from guardian.adapters.postgres.pool import Database
 from guardian.adapters.postgres.schemas import activate_attempt
 from guardian.domain.problems import Problem
 from guardian.fsm.history import CONFIG_KINDS, Change, ChangeKind
@@ -29,7 +30,7 @@ ORIGIN: Place = (0, 0)
 
 _BATCH_LIMIT = 256
 #: one deleted project may have a million rows
-_STATEMENT_TIMEOUT_MS = 600_000
+_STATEMENT_TIMEOUT_S = 600.0
 _BACKOFF_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _POLL_S = 5.0
 #: how long the loser of a race leaves the field to the winner before it looks again
@@ -149,15 +150,18 @@ class Projector:
                 await asyncio.sleep(pause_s)
             else:
                 failures = 0
-                if following == place:
-                    await self._wait()
-                place = following
+                idle = following == place and not await self._notified()
+                # nothing to write for a while: look whether the mirror was emptied, or went back
+                # with its database, which otherwise only the next write would find out
+                place = None if idle else following
 
-    async def _wait(self) -> None:
+    async def _notified(self) -> bool:
+        """Whether something was applied before it is time for a slow look around."""
         try:
             await asyncio.wait_for(self._wake.wait(), self._poll_s)
         except TimeoutError:
-            return  # a slow look around, in case nobody notifies
+            return False
+        return True
 
     async def load_position(self) -> Place:
         """How far the mirror is. For a cluster that the database does not know, the mirror is
@@ -178,10 +182,17 @@ class Projector:
             # waits for a projector at work, and keeps others out until this is done
             await connection.execute("LOCK TABLE projection_position IN EXCLUSIVE MODE")
             others = await connection.execute(
-                "DELETE FROM projection_position WHERE cluster_id <> %s", (self._cluster_id,)
+                "DELETE FROM projection_position WHERE cluster_id <> %s RETURNING cluster_id",
+                (self._cluster_id,),
             )
-            if others.rowcount:
-                log.warning("the database mirrored another cluster; the mirror starts anew")
+            strangers = [stranger for (stranger,) in await others.fetchall()]
+            if strangers:
+                log.warning(
+                    "the database mirrored cluster %s and now starts anew with cluster %s; two "
+                    "clusters on one database destroy each other's mirror for ever",
+                    ", ".join(strangers),
+                    self._cluster_id,
+                )
                 await connection.execute("TRUNCATE configs, config_revisions")
             await connection.execute(
                 "INSERT INTO projection_position (cluster_id, revision, ordinal)"
@@ -207,14 +218,13 @@ class Projector:
         reached = batch[-1].place
 
         async def work(connection: Connection) -> None:
-            await connection.execute(f"SET LOCAL statement_timeout = {_STATEMENT_TIMEOUT_MS}")
             moved = await connection.execute(_MOVE.encode(), (*reached, self._cluster_id, *place))
             # first, so that its row lock keeps a second projector out of the tables
             if moved.rowcount != 1:
                 raise LostRaceError
             await _mirror(connection, batch)
 
-        await self._database.write(work)
+        await self._database.write(work, statement_timeout_s=_STATEMENT_TIMEOUT_S)
         self.position = reached
         return reached
 
@@ -227,11 +237,10 @@ async def reset_projection(database: Database) -> None:
     """
 
     async def work(connection: Connection) -> None:
-        await connection.execute(f"SET LOCAL statement_timeout = {_STATEMENT_TIMEOUT_MS}")
         await connection.execute("UPDATE projection_position SET revision = 0, ordinal = 0")
         await connection.execute("TRUNCATE configs, config_revisions")
 
-    await database.write(work)
+    await database.write(work, statement_timeout_s=_STATEMENT_TIMEOUT_S)
 
 
 @dataclass(slots=True)

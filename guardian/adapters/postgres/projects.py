@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guardian.adapters.postgres.pool import Connection, Database, Row
+from guardian.adapters.postgres.connection import Connection, Row
+from guardian.adapters.postgres.pool import Database
 from guardian.domain.entities import Project
 from guardian.domain.problems import Problem
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from guardian.adapters.postgres.pool import Connection, Database
+from guardian.adapters.postgres.connection import Connection
+from guardian.adapters.postgres.pool import Database
 from guardian.domain.problems import Problem
 
 _INSERT = (

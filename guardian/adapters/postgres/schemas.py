@@ -6,7 +6,8 @@ import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from guardian.adapters.postgres.pool import Connection, Database, Row
+from guardian.adapters.postgres.connection import Connection, Row
+from guardian.adapters.postgres.pool import Database
 from guardian.domain.entities import Schema
 from guardian.domain.problems import Problem
 

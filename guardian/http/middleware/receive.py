@@ -13,10 +13,10 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from guardian.domain.documents import BODY_LIMITS, CONTENT_LIMITS, JsonLimits
 from guardian.domain.problems import Problem
-from guardian.http.decoding import BodyLimits, decode_body
+from guardian.http.decoding import B, BodyLimits, decode_body, needs_nothing
 from guardian.http.endpoints import Query
 from guardian.http.exchange import BODY, ENVIRONMENT, Environment
-from guardian.http.parameters import flag
+from guardian.http.parameters import flag, idempotency_key
 
 _JSON: Final = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
 
@@ -33,11 +33,24 @@ async def receive(request: web.Request, handler: Handler) -> web.StreamResponse:
         if location is not None:
             return web.Response(status=307, headers={"Location": location})
     _check_encoding(request)
+    if endpoint.is_write:
+        idempotency_key(request)  # refused alike where it has no effect
     if endpoint.body is not None:
-        _check_media_type(request)
-        raw = await _read(request, environment)
-        request[BODY] = await decode_body(raw, endpoint.body, _limits(environment))
+        request[BODY] = await _body(request, environment, endpoint.body)
     return await handler(request)
+
+
+async def _body(request: web.Request, environment: Environment, kind: type[B]) -> B:
+    """The decoded body; one of which nothing is required may be left out altogether."""
+    optional = needs_nothing(kind)
+    if not optional:
+        _check_media_type(request)
+    raw = await _read(request, environment)
+    if optional:
+        if not raw:
+            return kind()
+        _check_media_type(request)
+    return await decode_body(raw, kind, _limits(environment))
 
 
 def leader_location(request: web.Request, environment: Environment) -> str | None:

@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from guardian.http import bodies, shapes
-from guardian.http.exchange import Exchange, Handler, json_response, no_content, page_shape
+from guardian.http.exchange import Exchange, Handler, page_shape
 
 
 async def list_roles(exchange: Exchange) -> web.Response:
@@ -20,24 +20,24 @@ async def list_roles(exchange: Exchange) -> web.Response:
 
 async def grant_role(exchange: Exchange) -> web.Response:
     body = exchange.body(bodies.GrantRole)
-    grant = await exchange.services.roles.grant(
+    written = await exchange.services.roles.grant(
         exchange.principal,
         exchange.path("project_id"),
         body.user_id,
         body.role,
         exchange.call(),
     )
-    return json_response(shapes.Grant.of(grant))
+    return exchange.written(written, shapes.Grant.of(written.value), 200)
 
 
 async def revoke_role(exchange: Exchange) -> web.Response:
-    await exchange.services.roles.revoke(
+    written = await exchange.services.roles.revoke(
         exchange.principal,
         exchange.path("project_id"),
         exchange.path("user_id"),
         exchange.call(),
     )
-    return no_content()
+    return exchange.written(written, None, 204)
 
 
 HANDLERS: Final[dict[str, Handler]] = {

@@ -55,12 +55,12 @@ class Answer:
 class Server:
     """A node, and somebody to ask it."""
 
-    def __init__(self, root: Path, database_url: str, **flags: str) -> None:
+    def __init__(self, root: Path, database_url: str, **flags: str | None) -> None:
         self.root = root
         self.database_url = database_url
         self.created: list[tuple[str, str]] = []
         self.failure: BaseException | None = None
-        self._flags = flags
+        self._flags: dict[str, str | None] = {**flags}
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self._raft_port = probe.getsockname()[1]
         self._tokens: dict[str, str] = {}
@@ -75,7 +75,7 @@ class Server:
         def run() -> None:
             try:
                 self._loop.run_until_complete(self._serve(ready))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - raised in the test
                 self.failure = error
             finally:
                 self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -94,7 +94,8 @@ class Server:
             "http": "127.0.0.1:0",
             "raft": f"127.0.0.1:{self._raft_port}",
             "database_url": self.database_url,
-        } | self._flags
+            **self._flags,
+        }
         settings = load_settings(flags, environ={})
         directory = await asyncio.to_thread(DataDirectory.open, settings.data_dir, settings.node_id)
         self.guardian = Guardian(

@@ -39,7 +39,7 @@ async def until(what: str, condition: Callable[[], Any]) -> Any:
     """The first true value of ``condition``."""
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while not (found := condition()):
+            while not (found := condition()):  # noqa: ASYNC110 (nothing signals it)
                 await asyncio.sleep(0.002)
     except TimeoutError:
         pytest.fail(f"waited in vain until {what}")

@@ -7,7 +7,7 @@ import threading
 import psycopg
 import pytest
 
-from guardian.adapters.postgres.errors import MigrationError
+from guardian.adapters.postgres.errors import MigrationError, PostgresAwayError
 from guardian.adapters.postgres.migrate import Migration, Migrator, packaged_migrations
 
 _ALL = [item.version for item in packaged_migrations()]
@@ -108,6 +108,22 @@ def test_a_node_that_may_not_migrate_refuses_an_old_schema(empty_postgres_dsn: s
         Migrator(empty_postgres_dsn).require_current()
     Migrator(empty_postgres_dsn).up()
     Migrator(empty_postgres_dsn).require_current()
+
+
+def test_a_server_that_is_away_is_told_from_a_wrong_schema() -> None:
+    migrator = Migrator("postgresql://u@127.0.0.1:1/none")
+    for call in (migrator.up, migrator.status, migrator.require_current):
+        with pytest.raises(PostgresAwayError, match="can not be reached"):
+            call()
+
+
+def test_a_role_that_may_not_create_tables_is_told_so(empty_postgres_dsn: str) -> None:
+    with psycopg.connect(empty_postgres_dsn, autocommit=True) as connection:
+        connection.execute(
+            f"ALTER DATABASE {connection.info.dbname} SET default_transaction_read_only = on"
+        )
+    with pytest.raises(MigrationError, match="read-only"):
+        Migrator(empty_postgres_dsn).up()
 
 
 def test_emails_differing_in_case_only_are_the_same(postgres_dsn: str) -> None:

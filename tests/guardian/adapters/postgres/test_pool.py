@@ -10,8 +10,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import psycopg
 import pytest
 
+from guardian.adapters.postgres.connection import Connection
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
-from guardian.adapters.postgres.pool import Connection, Database
+from guardian.adapters.postgres.pool import Database
 from guardian.domain.problems import Problem
 
 
@@ -40,7 +41,7 @@ class _Line:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> _Line:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port = self._server.sockets[0].getsockname()[1]
         self.dsn = f"postgresql://{self._rest}:{port}{self._database}?sslmode=disable"
         return self
@@ -51,35 +52,41 @@ class _Line:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # known from the first moment on: one that is accepted last must be closed, too
+        self._tasks.add(asyncio.create_task(self._serve(reader, writer)))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        above_reader, above_writer = await asyncio.open_unix_connection(self._socket)
-        back = asyncio.create_task(self._copy(above_reader, writer))
-        self._tasks.add(back)
-        try:
-            while data := await reader.read(65536):
-                if self.cut_on is not None and self.cut_on in data:
-                    if self.deliver:
-                        back.cancel()
-                        above_writer.write(data)
-                        await above_writer.drain()
-                        await above_reader.read(1)  # the server has answered
-                    return
-                above_writer.write(data)
-                await above_writer.drain()
-        finally:
-            back.cancel()
-            await asyncio.gather(back, return_exceptions=True)
-            writer.close()
-            above_writer.close()
+        async with _closing(writer):
+            above_reader, above_writer = await asyncio.open_unix_connection(self._socket)
+            async with _closing(above_writer), asyncio.TaskGroup() as group:
+                back = group.create_task(self._copy(above_reader, writer))
+                while data := await reader.read(65536):
+                    if self.cut_on is not None and self.cut_on in data:
+                        if self.deliver:
+                            back.cancel()
+                            above_writer.write(data)
+                            await above_writer.drain()
+                            await above_reader.read(1)  # the server has answered
+                        break
+                    above_writer.write(data)
+                    await above_writer.drain()
+                back.cancel()
 
     @staticmethod
     async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Leaves no transport behind, however often the task that waits here is cancelled."""
+    try:
+        yield
+    finally:
+        writer.transport.abort()
 
 
 async def _insert(connection: Connection) -> None:

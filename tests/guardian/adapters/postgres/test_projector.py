@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from guardian.adapters.postgres.pool import Database, Row
+from guardian.adapters.postgres.connection import Connection, Row
+from guardian.adapters.postgres.pool import Database
 from guardian.adapters.postgres.projector import (
     ORIGIN,
     LostRaceError,
@@ -225,12 +226,17 @@ async def test_a_position_put_back_alone_does_no_harm(database: Database, histor
     assert await _tables(database) == before
 
 
-async def test_another_cluster_starts_the_mirror_anew(database: Database, history: History) -> None:
+async def test_another_cluster_starts_the_mirror_anew(
+    database: Database, history: History, caplog: pytest.LogCaptureFixture
+) -> None:
     _story(history)
     await _catch_up(_projector(database, history))
     other = History()
     other.config("z", 1, b"1")
     await _catch_up(Projector(database, other, "another", lambda: True))
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "mirrored cluster cluster " in warning.getMessage()
+    assert "with cluster another;" in warning.getMessage()
     assert await database.fetch("SELECT key FROM configs") == [("z",)]
     assert await database.fetch("SELECT cluster_id FROM projection_position") == [("another",)]
 
@@ -297,6 +303,31 @@ async def test_a_running_projector_follows_notifications_and_resets(
     await _reached(database, history)
     filled = await _tables(database)
     assert len(filled["config_revisions"]) == len(whole["config_revisions"]) + 1
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.mark.parametrize("lost", ["reset", "restored"])
+async def test_a_mirror_that_went_back_is_filled_again_although_nobody_writes(
+    database: Database, history: History, lost: str
+) -> None:
+    _story(history)
+    projector = _projector(database, history, poll_s=0.01)
+    running = asyncio.create_task(projector.run())
+    await _reached(database, history)
+    whole = await _tables(database)
+    if lost == "reset":
+        await reset_projection(database)
+    else:
+
+        async def restore(connection: Connection) -> None:
+            await connection.execute("UPDATE projection_position SET revision = 14")
+            await connection.execute("DELETE FROM config_revisions WHERE revision > 14")
+            await connection.execute("DELETE FROM configs WHERE revision > 14")
+
+        await database.write(restore)
+    await _reached(database, history)
+    assert await _tables(database) == whole
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
