@@ -69,6 +69,8 @@ class Endpoint:
         tagged: its answer has an ``ETag``.
         queries: further query parameters.
         codes: problem codes of its own, besides those of :func:`codes_of`.
+        by_signature: the token's signature is enough, so that it works without PostgreSQL; for
+            what anybody who is signed in may see.
     """
 
     method: str
@@ -86,6 +88,13 @@ class Endpoint:
     tagged: bool = False
     queries: tuple[Query, ...] = ()
     codes: tuple[str, ...] = ()
+    by_signature: bool = False
+
+    @property
+    def sees_log(self) -> bool:
+        """Whether its answers, and the refusals that the log or local state decided, say
+        ``X-Guardian-Revision``. Accounts live in PostgreSQL alone."""
+        return self.is_api and self.tag not in {"auth", "users"}
 
     @property
     def is_write(self) -> bool:
@@ -113,6 +122,7 @@ def _api(
     tagged: bool = False,
     queries: tuple[Query, ...] = (),
     codes: str = "",
+    by_signature: bool = False,
 ) -> Endpoint:
     if method == "GET":
         queries = (Query.CONSISTENCY, Query.MIN_REVISION, *queries)
@@ -134,6 +144,7 @@ def _api(
         tagged,
         queries,
         tuple(codes.split()),
+        by_signature,
     )
 
 
@@ -258,7 +269,7 @@ READ: Final = (
 
 CLUSTER: Final = (
     _api("GET", "/cluster", "get_cluster", "cluster", "The cluster as this node sees it.",
-         Right.SIGNED_IN, answer=shapes.Cluster),
+         Right.SIGNED_IN, answer=shapes.Cluster, by_signature=True),
 )  # fmt: skip
 
 NODE: Final = (

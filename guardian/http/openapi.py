@@ -10,6 +10,7 @@ import msgspec
 from guardian.domain.problems import CODES
 from guardian.http import problems, shapes
 from guardian.http.bodies import MAX_SAFE_INTEGER
+from guardian.http.decoding import needs_nothing
 from guardian.http.endpoints import ENDPOINTS, Auth, Endpoint, Query, answer_types, codes_of
 from guardian.usecases.paging import DEFAULT_LIMIT, MAX_LIMIT
 
@@ -185,7 +186,7 @@ def _responses(endpoint: Endpoint, by_type: dict[str, Any]) -> dict[str, Any]:
     for code in codes_of(endpoint):
         by_status.setdefault(CODES[code].status, []).append(code)
     for status, codes in by_status.items():
-        responses.setdefault(str(status), _problem(codes, by_type))
+        responses.setdefault(str(status), _problem(endpoint, codes, by_type))
     return dict(sorted(responses.items()))
 
 
@@ -215,8 +216,12 @@ _OTHER_MEDIA: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 }
 
 
-def _problem(codes: list[str], by_type: dict[str, Any]) -> dict[str, Any]:
+def _problem(endpoint: Endpoint, codes: list[str], by_type: dict[str, Any]) -> dict[str, Any]:
     names = ["X-Request-ID"]
+    if endpoint.sees_log:
+        names.append("X-Guardian-Revision")
+    if endpoint.logged:
+        names.append("Idempotency-Replayed")
     if any(CODES[code].retry == "later" for code in codes):
         names.append("Retry-After")
     schema = {

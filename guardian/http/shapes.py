@@ -26,6 +26,16 @@ def rfc3339(unix_ms: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
 
 
+def known(text: str) -> str | None:
+    """None for what the answer no longer knows."""
+    return text or None
+
+
+def known_time(unix_ms: int) -> str | None:
+    """As :func:`rfc3339`; None for a time that the answer no longer knows."""
+    return rfc3339(unix_ms) if unix_ms else None
+
+
 class Items(msgspec.Struct, Generic[T], frozen=True):
     """One page of a list."""
 
@@ -63,6 +73,7 @@ class Project(msgspec.Struct, frozen=True):
         return cls(project.id, project.name, project.owner_id, created_at)
 
 
+_GONE = "Null when the answer is replayed and the thing was deleted since."
 _SHOWN_ONCE = Meta(description="Shown this once; null when the answer is replayed.")
 
 
@@ -70,12 +81,12 @@ class NewProject(msgspec.Struct, frozen=True):
     id: str
     name: str
     owner_id: str
-    created_at: Time
+    created_at: Annotated[Time | None, Meta(description=_GONE)]
     api_key: Annotated[str | None, _SHOWN_ONCE]
 
     @classmethod
     def of(cls, project: entities.Project, api_key: str | None) -> NewProject:
-        created_at = rfc3339(project.created_at_ms)
+        created_at = known_time(project.created_at_ms)
         return cls(project.id, project.name, project.owner_id, created_at, api_key)
 
 
@@ -97,12 +108,12 @@ class NewApiKey(msgspec.Struct, frozen=True):
     project_id: str
     name: str
     created_by: str
-    created_at: Time
+    created_at: Annotated[Time | None, Meta(description=_GONE)]
     api_key: Annotated[str | None, _SHOWN_ONCE]
 
     @classmethod
     def of(cls, key: entities.ApiKeyInfo, api_key: str | None) -> NewApiKey:
-        created_at = rfc3339(key.created_at_ms)
+        created_at = known_time(key.created_at_ms)
         return cls(key.id, key.project_id, key.name, key.created_by, created_at, api_key)
 
 
@@ -117,21 +128,21 @@ class Grant(msgspec.Struct, frozen=True):
 
 class Schema(msgspec.Struct, frozen=True):
     id: str
-    name: str
+    name: Annotated[str | None, Meta(description=_GONE)]
     version: int
     schema: msgspec.Raw
-    created_by: str
-    created_at: Time
+    created_by: Annotated[str | None, Meta(description=_GONE)]
+    created_at: Annotated[Time | None, Meta(description=_GONE)]
 
     @classmethod
     def of(cls, schema: entities.Schema) -> Schema:
         return cls(
             schema.id,
-            schema.name,
+            known(schema.name),
             schema.version,
             msgspec.Raw(schema.body),
-            schema.created_by,
-            rfc3339(schema.created_at_ms),
+            known(schema.created_by),
+            known_time(schema.created_at_ms),
         )
 
 

@@ -19,6 +19,6 @@ module         verbs
 
 Common to them: ``executing`` (``Consistency`` for reads, ``Call`` and ``Expected`` for writes,
 ``Seen`` and ``Written`` around what comes back), ``paging`` (``PageRequest``, ``Page``), ``access``
-(rights), ``fitting`` (documents against schemas), ``throttle`` (failed logins). ``ports`` says what
-the world must provide.
+(rights), ``known_users`` (who still has an account), ``fitting`` (documents against schemas),
+``throttle`` (failed logins). ``ports`` says what the world must provide.
 """

@@ -14,6 +14,7 @@ from guardian.domain.keys import check_email, check_password, is_id, normal_emai
 from guardian.domain.problems import Problem
 from guardian.usecases.access import require_admin
 from guardian.usecases.executing import new_id
+from guardian.usecases.known_users import KnownUsers
 from guardian.usecases.paging import Page, PageRequest, page_of
 from guardian.usecases.ports import Clock, Passwords, RefreshTokens, Tokens, Users
 from guardian.usecases.throttle import FailureWindow
@@ -74,19 +75,35 @@ class Accounts:
         self._clock = clock
         self._policy = policy
         window_s = policy.window_s
+        self._known = KnownUsers(users, now_s=now_s)
         self._by_account = FailureWindow(policy.failures_per_account, window_s, now_s)
         self._by_address = FailureWindow(policy.failures_per_address, window_s, now_s)
 
     # signing in
 
-    def authenticate(self, access_token: str) -> Principal:
-        """Who holds the token.
+    async def authenticate(self, access_token: str) -> Principal:
+        """Who holds the token, with the rights that the account has now.
+
+        An account deleted or changed by another node is noticed within
+        :data:`guardian.usecases.known_users.TTL_S`, by this node at once.
+
+        Raises:
+            Problem: ``invalid_token``, also when the account is gone; ``token_expired``;
+                ``unavailable``, as a signature alone grants nothing.
+        """
+        claims = self._tokens.verify_access(access_token)
+        user = await self._known.get(claims.user_id)
+        if user is None:
+            raise Problem("invalid_token")
+        return Principal(user.id, user.is_admin)
+
+    def signed_in(self, access_token: str) -> Principal:
+        """Whom the token names, without any right: for what any user may see without Postgres.
 
         Raises:
             Problem: ``invalid_token`` or ``token_expired``.
         """
-        claims = self._tokens.verify_access(access_token)
-        return Principal(claims.user_id, claims.is_admin)
+        return Principal(self._tokens.verify_access(access_token).user_id, is_admin=False)
 
     async def register(self, email: str, password: str) -> User:
         """An account for anyone who asks, where registration is open.
@@ -194,7 +211,13 @@ class Accounts:
             Problem: ``forbidden``, ``not_found``, ``owns_projects``, ``last_admin``.
         """
         require_admin(principal)
-        if not is_id(user_id) or not await self._users.remove(user_id):
+        if not is_id(user_id):
+            raise Problem("not_found")
+        try:
+            removed = await self._users.remove(user_id)
+        finally:
+            self._known.forget(user_id)  # also when the outcome is unknown
+        if not removed:
             raise Problem("not_found")
 
     async def ensure_first_admin(self, email: str, password: str) -> User | None:

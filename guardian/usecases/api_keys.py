@@ -85,8 +85,9 @@ class ApiKeys:
             key_id = result.subject
         info = await self._applied(project_id, key_id, result.revision, call)
         if info is None:
-            now_ms = self._clock.now_ms()
-            info = ApiKeyInfo(key_id, project_id, name, principal.actor, now_ms)
+            # revoked since, or not applied here in time
+            created_at_ms = 0 if result.replayed else self._clock.now_ms()
+            info = ApiKeyInfo(key_id, project_id, name, principal.actor, created_at_ms)
         created = NewApiKey(info, None if result.replayed else text)
         return Written(created, result.revision, result.replayed)
 

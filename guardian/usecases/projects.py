@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from guardian.domain.entities import Principal, Project, Role
@@ -106,12 +106,16 @@ class Projects:
         return Written(NewProject(project, text), result.revision)
 
     async def _replayed(self, result: Done, in_vain: Project) -> Written[NewProject]:
-        """The first request's project; the row that this one added goes."""
+        """The first request's project; the row that this one added goes.
+
+        When the project was deleted since, its row is gone; the answer is then what the log and the
+        request say of it, which is all but when it was created.
+        """
         await self._best_effort(self._rows.remove(in_vain.id), "remove", in_vain.id)
         await self._best_effort(self._rows.activate(result.subject), "activate", result.subject)
         first = await self._rows.get(result.subject)
         if first is None:
-            raise Problem("not_found")  # deleted since
+            first = replace(in_vain, id=result.subject, created_at_ms=0)
         return Written(NewProject(first, None), result.revision, replayed=True)
 
     async def list(

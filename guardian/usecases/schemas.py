@@ -150,7 +150,8 @@ class Schemas:
             return schema, 0
 
         asked = fingerprint("schema.create", name, body)
-        return await self._put(principal, (1, schema.digest), asked, call, check)
+        asked_for = replace(schema, created_at_ms=0)
+        return await self._put(principal, asked_for, asked, call, check)
 
     async def update(
         self, principal: Principal, schema_id: str, body: bytes, expected: Expected, call: Call
@@ -163,17 +164,17 @@ class Schemas:
                 when configs keep changing; ``not_found``, ``forbidden``, and what :meth:`create`
                 raises for a bad body.
         """
-
-        wanted = (expected.version + 1, hashlib.sha256(body).digest())
+        version, digest = expected.version + 1, hashlib.sha256(body).digest()
+        asked_for = Schema(schema_id, "", version, body, digest, created_by="", created_at_ms=0)
 
         async def check() -> tuple[Schema, int]:
             current = await self._owned(principal, schema_id, call)
             await self._validator.check_schema(body)
-            candidate = replace(current, version=wanted[0], body=body, digest=wanted[1])
+            candidate = replace(current, version=version, body=body, digest=digest)
             return candidate, await self._check_users(principal, candidate, expected, call)
 
         asked = fingerprint("schema.update", schema_id, body, expected.version)
-        return await self._put(principal, wanted, asked, call, check, if_match=expected.if_match)
+        return await self._put(principal, asked_for, asked, call, check, if_match=expected.if_match)
 
     async def delete(self, principal: Principal, schema_id: str, call: Call) -> Written[None]:
         """Delete a schema that no config uses.
@@ -196,7 +197,7 @@ class Schemas:
     async def _put(
         self,
         principal: Principal,
-        wanted: tuple[int, bytes],
+        asked_for: Schema,
         asked: bytes,
         call: Call,
         check: Callable[[], Awaitable[tuple[Schema, int]]],
@@ -205,9 +206,9 @@ class Schemas:
     ) -> Written[Schema]:
         """Body first, as a pending attempt; then the log; then the attempt becomes the version.
 
-        ``check`` gives the schema as it will be and the usage counter it was checked at; its
-        version and digest are ``wanted``. When the outcome is unknown the attempt stays, and the
-        reconciler asks the log.
+        ``check`` gives the schema as it will be and the usage counter it was checked at;
+        ``asked_for`` is as much of it as the request says, the rest empty. When the
+        outcome is unknown the attempt stays, and the reconciler asks the log.
         """
         attempt_id = new_id()
         stored: Schema | None = None
@@ -231,23 +232,27 @@ class Schemas:
             raise
         assert isinstance(result, Done), "schema commands are answered with Done"
         if result.replayed:
-            return await self._replayed(result, stored, wanted, attempt_id)
+            return await self._replayed(result, stored, asked_for, attempt_id)
         assert stored is not None, "what was decided now was prepared now"
         activate = self._rows.activate(stored.id, stored.version, attempt_id)
         await self._best_effort(activate, "activate", stored.id)
         return Written(stored, result.revision)
 
     async def _replayed(
-        self, result: Done, stored: Schema | None, wanted: tuple[int, bytes], attempt_id: str
+        self, result: Done, stored: Schema | None, asked_for: Schema, attempt_id: str
     ) -> Written[Schema]:
-        """The first request's schema; what this one stored in vain goes."""
+        """The first request's schema; what this one stored in vain goes.
+
+        When the schema was deleted since, its rows are gone; the answer is then what the log and
+        the request say of it. The fingerprint tells that the first request said the same.
+        """
         if stored is not None:
             drop = self._rows.drop_attempt(stored.id, attempt_id)
             await self._best_effort(drop, "drop", stored.id)
-        version, digest = wanted
+        version, digest = asked_for.version, asked_for.digest
         schema = await self._rows.by_digest(result.subject, version, digest)
         if schema is None:
-            raise Problem("not_found")  # deleted since
+            schema = replace(asked_for, id=result.subject)
         return Written(schema, result.revision, replayed=True)
 
     async def _owned(self, principal: Principal, schema_id: str, call: Call) -> Schema:

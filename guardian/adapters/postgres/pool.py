@@ -46,6 +46,8 @@ _MARGIN_S = 1.0
 _RECONNECT_S = 3.0
 #: How long a server that gave no sign of life is left alone, unless it gives one before.
 _CIRCUIT_S = 5.0
+#: What connecting at the moment gets to finish, before it is cancelled.
+_CLOSE_S = 2.0
 _DURABILITY_SETTINGS = ("fsync", "full_page_writes", "synchronous_commit")
 
 
@@ -71,7 +73,6 @@ class Database:
         acquire_timeout_s: float = 3.0,
         statement_timeout_s: float = 5.0,
     ) -> None:
-        self._acquire_timeout_s = acquire_timeout_s
         self._statement_timeout_s = statement_timeout_s
         self._away_until = 0.0
         self._probe = Probe(dsn)
@@ -97,7 +98,7 @@ class Database:
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
-        await self._pool.close(timeout=5.0)
+        await self._pool.close(timeout=_CLOSE_S)
         await self._probe.close()
 
     async def ping(self) -> bool:

@@ -18,9 +18,9 @@ import fastjsonschema.draft04
 import jsonschema_rs
 
 from guardian.adapters.schemas import faults
+from guardian.adapters.schemas.draft import Draft
 from guardian.adapters.schemas.guard import (
     DEFAULT_LIMITS,
-    Draft,
     GuardedSchema,
     SchemaLimits,
     guard,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from guardian.adapters.schemas.guard import escaped
+from guardian.adapters.schemas.loops import escaped
 
 if TYPE_CHECKING:
     import jsonschema_rs

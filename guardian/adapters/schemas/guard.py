@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
+from guardian.adapters.schemas.draft import DEFAULT_DRAFT, Draft
+from guardian.adapters.schemas.loops import escaped, reference_loop
 from guardian.domain.documents import JsonLimits, check_limits, parse_document
 from guardian.domain.problems import Fault, Problem
 
@@ -36,22 +37,6 @@ class SchemaLimits:
 DEFAULT_LIMITS: Final = SchemaLimits()
 
 
-class Draft(Enum):
-    """The drafts that are served, by the URI that ``$schema`` names them with."""
-
-    DRAFT_4 = "http://json-schema.org/draft-04/schema"
-    DRAFT_6 = "http://json-schema.org/draft-06/schema"
-    DRAFT_7 = "http://json-schema.org/draft-07/schema"
-    DRAFT_2019_09 = "https://json-schema.org/draft/2019-09/schema"
-    DRAFT_2020_12 = "https://json-schema.org/draft/2020-12/schema"
-
-    @property
-    def is_classic(self) -> bool:
-        """Served by fastjsonschema."""
-        return self in (Draft.DRAFT_4, Draft.DRAFT_6, Draft.DRAFT_7)
-
-
-DEFAULT_DRAFT: Final = Draft.DRAFT_7
 _REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
@@ -91,6 +76,9 @@ def guard(body: bytes, limits: SchemaLimits = DEFAULT_LIMITS) -> GuardedSchema:
         _check_multiple(pointer, node)
     if remote:
         raise Problem("remote_ref_forbidden", errors=tuple(remote[:100]))
+    loop = reference_loop(schema, draft)
+    if loop is not None:
+        raise invalid(loop, "leads back to itself without going into the document")
     schema["$schema"] = draft.value + ("#" if draft.is_classic else "")
     return GuardedSchema(draft, schema, tuple(sorted(patterns)))
 
@@ -104,11 +92,6 @@ def check_size(body: bytes, limits: SchemaLimits = DEFAULT_LIMITS) -> None:
 def invalid(pointer: str, message: str) -> Problem:
     """``invalid_schema`` at a pointer into the schema."""
     return Problem("invalid_schema", errors=(Fault(pointer, message),))
-
-
-def escaped(token: str) -> str:
-    """A reference token of RFC 6901."""
-    return token.replace("~", "~0").replace("/", "~1")
 
 
 def _draft_of(schema: dict[str, object]) -> Draft:

@@ -60,6 +60,23 @@ class PoolLimits:
     wait_s: float = 5.0
 
 
+#: what a job can do to its worker: use up its CPU time, overflow its stack, or exhaust its memory,
+#: which ends in an abort or in an exception that nobody catches (status 1)
+_OF_THE_JOB: Final = frozenset(
+    {
+        1,
+        -signal.SIGPROF,
+        -signal.SIGXCPU,
+        -signal.SIGSEGV,
+        -signal.SIGBUS,
+        -signal.SIGABRT,
+        -signal.SIGILL,
+    }
+)
+#: how long a worker whose pipe has ended may take to be gone
+_REAP_S: Final = 5.0
+
+
 class WorkerDiedError(Exception):
     """The worker ended in the middle of a job."""
 
@@ -118,17 +135,43 @@ class _Process:
             self._known.pop(request.digest, None)
         return reply
 
-    async def kill(self) -> int | None:
-        """End the process and reap it; its return code, None if there was none."""
-        process, self._process = self._process, None
-        self._known.clear()
+    async def reap(self) -> int | None:
+        """The return code of a process that has died; None when it has not (it is killed then).
+
+        No signal is sent to a process that died: before it sends one, ``subprocess`` looks whether
+        the process still runs, takes the return code away from asyncio by that, and asyncio then
+        makes up 255.
+        """
+        process = self._process
         if process is None:
             return None
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            async with asyncio.timeout(_REAP_S):
+                returncode = await process.wait()
+        except TimeoutError:
+            await self.kill()
+            return None
+        if self._process is process:
+            self._forget()
+        return returncode
+
+    async def kill(self) -> None:
+        """End the process, whatever it does, and wait until it is gone."""
+        process = self._process
+        self._forget()
+        if process is None:
+            return
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         if process.stdin is not None:
             process.stdin.close()
-        return await process.wait()
+        await process.wait()
+
+    def _forget(self) -> None:
+        self._process = None
+        self._known.clear()
 
     async def _receive(self, timeout_s: float) -> Reply:
         assert self._process is not None
@@ -207,10 +250,10 @@ class WorkerPool:
         timeout_s = (request.compile_ms + request.validate_ms) / 1000 * limits.stall_factor
         async with self._worker(request.digest) as process:
             try:
-                await process.start(limits.start_s)
+                await self._start(process)
                 reply = await self._ask(process, request, timeout_s)
             except WorkerDiedError:
-                raise self._blame(await self._replace(process, "died")) from None
+                raise await self._blame(process) from None
             except TimeoutError:
                 await self._replace(process, "stalled")
                 raise _overloaded("A schema worker is stalled") from None
@@ -222,6 +265,14 @@ class WorkerPool:
             errors = tuple(Fault(pointer, message) for pointer, message in reply.faults)
             raise Problem(reply.code, reply.detail, errors=errors)
         return reply
+
+    async def _start(self, process: _Process) -> None:
+        """A worker that does not even start says nothing about the job that it was to do."""
+        try:
+            await process.start(self._limits.start_s)
+        except WorkerDiedError:
+            await self._replace(process, "did not start")
+            raise _overloaded("A schema worker did not start") from None
 
     async def _ask(self, process: _Process, request: Request, timeout_s: float) -> Reply:
         """Leave the body out when the worker should have it; send it when it has not."""
@@ -262,21 +313,23 @@ class WorkerPool:
             self._idle.append(process)
             self._free.release()
 
-    async def _replace(self, process: _Process, why: str) -> int | None:
+    async def _replace(self, process: _Process, why: str) -> None:
         pid = process.pid
-        returncode = await asyncio.shield(process.kill())
+        await asyncio.shield(process.kill())
         self.replaced += 1
-        _log.warning("schema worker %s %s (return code %s)", pid, why, returncode)
-        return returncode
+        _log.warning("schema worker %s %s", pid, why)
 
-    def _blame(self, returncode: int | None) -> Problem:
-        """What a worker's death says about its job."""
+    async def _blame(self, process: _Process) -> Problem:
+        """What a worker's death says about its job: nothing, unless the job can cause it."""
+        pid = process.pid
+        returncode = await asyncio.shield(process.reap())
         if self._closed:
             return _overloaded("Shutting down")
-        if returncode == -signal.SIGKILL:  # from outside; nothing in a worker ends like that
-            return _overloaded("A schema worker was killed")
-        # its CPU timer, or a stack that the schema made overflow
-        return Problem("schema_too_complex", "The limits of time or memory were exceeded")
+        self.replaced += 1
+        _log.warning("schema worker %s died (return code %s)", pid, returncode)
+        if returncode in _OF_THE_JOB:
+            return Problem("schema_too_complex", "The limits of time or memory were exceeded")
+        return _overloaded("A schema worker was killed")
 
 
 def _overloaded(detail: str) -> Problem:

@@ -29,7 +29,11 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         return await handler(request)
     if endpoint.auth is Auth.USER:
         token = bearer_token(request)
-        request[PRINCIPAL] = environment.services.accounts.authenticate(token)
+        accounts = environment.services.accounts
+        if endpoint.by_signature:
+            request[PRINCIPAL] = accounts.signed_in(token)
+        else:
+            request[PRINCIPAL] = await accounts.authenticate(token)
     if not accepts_json(request.headers.get("Accept")):
         raise Problem("not_acceptable")
     check_query(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from aiohttp import web
@@ -19,26 +20,30 @@ async def live(_: Exchange) -> web.Response:
     return json_response(shapes.Word("live"))
 
 
+#: what a probe's token may cost; PostgreSQL may hang
+_TOKEN_TIMEOUT_S: Final = 0.5
+
+
 async def ready(exchange: Exchange) -> web.Response:
     """200 when the node has recovered, knows a leader and has applied what was committed; with
     ``for=local`` recovery is enough. PostgreSQL away is no reason, only a degradation."""
     wanted = parameter(exchange.request, "for")
     if wanted not in {None, "local"}:
         raise invalid_parameter("for", "must be local")
-    return _answer(exchange, "ready", "not_ready", local=wanted == "local")
+    return await _answer(exchange, "ready", "not_ready", local=wanted == "local")
 
 
 async def health(exchange: Exchange) -> web.Response:
-    return _answer(exchange, "healthy", "unhealthy", local=False)
+    return await _answer(exchange, "healthy", "unhealthy", local=False)
 
 
-def _answer(exchange: Exchange, good: str, bad: str, *, local: bool) -> web.Response:
+async def _answer(exchange: Exchange, good: str, bad: str, *, local: bool) -> web.Response:
     report = exchange.environment.health.report()
     is_ready = report.ready(local=local)
     shape = shapes.Ready(
         good if is_ready else bad,
         list(report.degraded),
-        report.reasons(local=local) if _is_admin(exchange) else [],
+        report.reasons(local=local) if await _is_admin(exchange) else [],
     )
     response = json_response(shape, status=200 if is_ready else 503)
     if not is_ready:
@@ -46,14 +51,16 @@ def _answer(exchange: Exchange, good: str, bad: str, *, local: bool) -> web.Resp
     return response
 
 
-def _is_admin(exchange: Exchange) -> bool:
-    """A probe without a token, or with a bad one, is a probe all the same."""
+async def _is_admin(exchange: Exchange) -> bool:
+    """A probe without a token, with a bad one, or with one that can not be looked up, is a probe
+    all the same."""
     if "Authorization" not in exchange.request.headers:
         return False
     try:
         token = bearer_token(exchange.request)
-        return exchange.services.accounts.authenticate(token).is_admin
-    except Problem:
+        async with asyncio.timeout(_TOKEN_TIMEOUT_S):
+            return (await exchange.services.accounts.authenticate(token)).is_admin
+    except (Problem, TimeoutError):
         return False
 
 

@@ -65,6 +65,7 @@ class OneNodeLog:
         self.leader_address: str | None = "127.0.0.1:1"
         self.trouble: Problem | None = None  #: what every use of the log raises
         self.stuck: asyncio.Event | None = None  #: what every command waits for
+        self.entered = asyncio.Event()  #: set when a command comes to wait
         self.executed: list[AnyCommand] = []
         self._index = 0
         self._chain = GENESIS_CHAIN
@@ -73,6 +74,7 @@ class OneNodeLog:
         if self.trouble is not None:
             raise self.trouble
         if self.stuck is not None:
+            self.entered.set()
             await self.stuck.wait()
         self.executed.append(command)
         self._index += 1
@@ -117,6 +119,8 @@ class OneNodeLog:
 class MemoryUsers:
     def __init__(self) -> None:
         self.rows: dict[str, Credentials] = {}
+        self.asked = 0  #: how often a user was looked up
+        self.away = False
 
     async def add(self, user: User, password_hash: str) -> None:
         if await self.credentials(user.email) is not None:
@@ -124,6 +128,9 @@ class MemoryUsers:
         self.rows[user.id] = Credentials(user, password_hash)
 
     async def get(self, user_id: str) -> User | None:
+        self.asked += 1
+        if self.away:
+            raise Problem("unavailable")
         row = self.rows.get(user_id)
         return None if row is None else row.user
 

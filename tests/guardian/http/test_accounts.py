@@ -258,3 +258,41 @@ async def test_the_cluster_has_the_promised_shape(world: Any) -> None:
             "healthy": True,
         }
     ]
+
+
+async def test_a_deleted_user_can_do_nothing_from_then_on(world: Any) -> None:
+    await world.add_user("second", is_admin=True)
+    token = {"Authorization": f"Bearer {world.token('second')}"}
+    body = {"name": "s", "schema": {}}
+    assert (await world.ask("POST", "/schemas", body, headers=token)).status == 201
+    assert (await world.ask("DELETE", "/users/second", as_user="root")).status == 204
+    for method, path, sent in (
+        ("POST", "/schemas", body),
+        ("GET", "/users", None),
+        ("GET", "/users/me", None),
+    ):
+        answer = await world.ask(method, path, sent, headers=token)
+        assert (answer.status, answer.code) == (401, "invalid_token"), path
+
+
+async def test_requests_within_the_cache_cost_no_query(world: Any) -> None:
+    project, _, _ = await world.furnish()
+    before = world.users.asked
+    for _ in range(20):
+        assert (await world.ask("GET", f"/projects/{project}", as_user="owner")).status == 200
+    assert world.users.asked == before
+
+
+async def test_without_postgres_a_token_opens_nothing_but_the_clusters_picture(world: Any) -> None:
+    _, api_key, _ = await world.furnish()
+    world.users.away = True
+    world.services.accounts._known.forget("root")
+    for method, path, body in (
+        ("POST", "/schemas", {"name": "s", "schema": {}}),
+        ("GET", "/users", None),
+        ("GET", "/projects/p/configs", None),
+    ):
+        answer = await world.ask(method, path, body, as_user="root")
+        assert (answer.status, answer.code) == (503, "unavailable"), path
+    assert (await world.ask("GET", "/cluster", as_user="root")).status == 200
+    assert (await world.ask("GET", f"/read/{api_key}/absent")).status == 404

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 from urllib.parse import quote
 
@@ -44,7 +45,19 @@ async def test_content_keeps_the_order_and_spelling_of_its_members(world: Any) -
     sent = '{"expected_version": 1, "content": {"z": 1, "a" : [1.50, "\\u00e4/", true, null]}}'
     answer = await world.ask("PUT", path, data=sent.encode(), as_user="owner")
     assert answer.status == 200, answer.raw
-    assert '"content":{"z":1,"a":[1.5,"ä/",true,null]}'.encode() in answer.raw
+    assert b'"content":{"z":1,"a":[1.50,"\\u00e4/",true,null]}' in answer.raw
+
+
+@pytest.mark.parametrize("number", ["123456789012345678.5", "1.50", "1E2", "-0.0", "1.0"])
+async def test_a_number_is_served_in_the_text_it_was_sent_in(world: Any, number: str) -> None:
+    path, _ = await stored(world)
+    sent = f'{{"expected_version":1,"\\u0063ontent" :\t{number} }}'
+    answer = await world.ask("PUT", path, data=sent.encode(), as_user="owner")
+    assert f'"content":{number},'.encode() in answer.raw
+    again = await world.ask("GET", f"{path}/revisions/2", as_user="owner")
+    assert f'"content":{number}}}'.encode() in again.raw
+    digest = hashlib.sha256(number.encode()).hexdigest()
+    assert again.json["content_digest"].endswith(digest)
 
 
 async def test_content_may_be_any_json_value(world: Any) -> None:
@@ -305,6 +318,9 @@ async def test_a_body_of_the_wrong_shape_is_422_with_pointers(
         b'{"content":-Infinity}',
         b'{"content":1e999}',
         b'{"content":9007199254740992}',
+        b'{"content":9007199254740993.0}',
+        b'{"content":1e20}',
+        b'{"content":1e-400}',
         b'{"content":' + b"1" * 5000 + b"}",
         b'{"content":"\\ud800"}',
         b'{"content":"\xff"}',

@@ -93,7 +93,10 @@ def test_the_openapi_document_names_the_codes_of_each_operation() -> None:
         "put"
     ]
     schema = operation["responses"]["409"]["content"]["application/problem+json"]["schema"]
-    assert schema["allOf"][1]["properties"]["code"]["enum"] == ["version_conflict"]
+    assert schema["allOf"][1]["properties"]["code"]["enum"] == [
+        "version_conflict",
+        "idempotency_in_progress",
+    ]
     assert {"200", "400", "401", "403", "404", "409", "412", "422", "428", "503", "504"} <= set(
         operation["responses"]
     )

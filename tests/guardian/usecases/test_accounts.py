@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,8 +39,8 @@ async def alice(stage: Any, accounts: Accounts) -> Principal:
 def time(accounts: Accounts) -> Any:
     """The monotonic clock of the throttles, in a list."""
     now = [0.0]
-    for window in (accounts._by_account, accounts._by_address):
-        window._now_s = lambda: now[0]
+    for clocked in (accounts._by_account, accounts._by_address, accounts._known):
+        clocked._now_s = lambda: now[0]
     return now
 
 
@@ -73,7 +74,7 @@ async def test_bad_credentials_are_refused_before_hashing(
 
 async def test_login_gives_tokens_that_name_the_user(accounts: Accounts, alice: Principal) -> None:
     tokens = await accounts.login("alice@EXAMPLE.org", PASSWORD, "10.0.0.1")
-    assert accounts.authenticate(tokens.access_token) == alice
+    assert await accounts.authenticate(tokens.access_token) == alice
     assert tokens.expires_in_s == 900
     assert len(tokens.refresh_token) >= 43
 
@@ -206,7 +207,7 @@ async def test_a_refresh_token_works_once_and_its_reuse_ends_the_family(
     first = await accounts.login("alice@example.org", PASSWORD, "x")
     second = await accounts.refresh(first.refresh_token)
     assert second.refresh_token != first.refresh_token
-    assert accounts.authenticate(second.access_token) == alice
+    assert await accounts.authenticate(second.access_token) == alice
     assert await code_of(accounts.refresh(first.refresh_token)) == "refresh_reused"
     assert await code_of(accounts.refresh(second.refresh_token)) == "invalid_token"
     other = await accounts.login("alice@example.org", PASSWORD, "x")
@@ -265,3 +266,47 @@ async def test_a_first_admin_with_a_short_password_is_refused(accounts: Accounts
     assert await code_of(accounts.ensure_first_admin("admin@localhost", "short")) == (
         "validation_failed"
     )
+
+
+async def test_a_token_of_a_deleted_user_is_refused_here_at_once(
+    stage: Any, accounts: Accounts, alice: Principal
+) -> None:
+    token = (await accounts.login("alice@example.org", PASSWORD, "x")).access_token
+    assert await accounts.authenticate(token) == alice
+    await accounts.delete(stage.who("root"), alice.user_id)
+    assert await code_of(accounts.authenticate(token)) == "invalid_token"
+
+
+async def test_what_another_node_does_to_a_user_counts_here_within_five_seconds(
+    stage: Any, accounts: Accounts, alice: Principal, time: Any
+) -> None:
+    token = (await accounts.login("alice@example.org", PASSWORD, "x")).access_token
+    assert await accounts.authenticate(token) == alice
+    row = stage.users.rows[alice.user_id]
+    promoted = replace(row.user, is_admin=True)
+    stage.users.rows[alice.user_id] = replace(row, user=promoted)
+    time[0] = 4.9
+    assert not (await accounts.authenticate(token)).is_admin
+    time[0] = 5.0
+    assert (await accounts.authenticate(token)).is_admin
+    del stage.users.rows[alice.user_id]
+    time[0] = 10.0
+    assert await code_of(accounts.authenticate(token)) == "invalid_token"
+
+
+async def test_is_admin_is_what_the_row_says_not_the_token(
+    stage: Any, accounts: Accounts, alice: Principal
+) -> None:
+    assert await accounts.authenticate(f"access:{alice.user_id}:True") == alice
+
+
+async def test_without_postgres_a_signature_grants_nothing_for_longer_than_the_cache(
+    stage: Any, accounts: Accounts, alice: Principal, time: Any
+) -> None:
+    token = (await accounts.login("alice@example.org", PASSWORD, "x")).access_token
+    await accounts.authenticate(token)
+    stage.users.away_for = {"*"}
+    assert await accounts.authenticate(token) == alice
+    time[0] = 5.0
+    assert await code_of(accounts.authenticate(token)) == "unavailable"
+    assert accounts.signed_in(f"access:{alice.user_id}:True") == alice

@@ -458,3 +458,37 @@ def test_a_wrong_limit_is_422(limit: str) -> None:
     with pytest.raises(Problem) as caught:
         PageRequest.parse(limit, None)
     assert caught.value.code == "invalid_parameter"
+
+
+async def test_two_requests_with_one_key_at_a_time_are_one_and_a_conflict(ready: Any) -> None:
+    def ask_it() -> Any:
+        return ready.configs.update(
+            ready.who("editor"), ready.p, "k", b"2", Expected(1), Call("key-1")
+        )
+
+    codes: list[str] = []
+
+    def before(command: Any) -> None:
+        ready.world.before = None
+        with pytest.raises(Problem) as caught:
+            ask_it().send(None)  # it is refused before it waits for anything
+        codes.append(caught.value.code)
+
+    ready.world.before = before
+    assert not (await ask_it()).replayed
+    assert codes == ["idempotency_in_progress"]
+    assert (await ask_it()).replayed
+
+
+async def test_a_failed_request_does_not_block_its_key(ready: Any) -> None:
+    ready.world.trouble = ["no_leader"]
+    call = (ready.p, "k", b"2", Expected(1), Call("key-1"))
+    assert await code_of(ready.configs.update(ready.who("editor"), *call)) == "no_leader"
+    assert (await ready.configs.update(ready.who("editor"), *call)).value.version == 2
+
+
+async def test_requests_with_keys_are_bounded(ready: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("guardian.usecases.executing.MAX_UNDER_WAY", 0)
+    call = (ready.p, "k", b"2", Expected(1), Call("key-1"))
+    assert await code_of(ready.configs.update(ready.who("editor"), *call)) == "overloaded"
+    assert ready.world.sent == []

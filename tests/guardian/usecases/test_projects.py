@@ -255,7 +255,7 @@ async def test_a_revoked_key_is_dead_and_revoking_again_is_not_found(ready: Any)
 async def test_roles_are_granted_changed_and_revoked(ready: Any) -> None:
     roles = ready.services.roles
     grant = await roles.grant(ready.who("admin"), ready.p, "stranger", Role.EDITOR, CALL)
-    assert (grant.user_id, grant.role) == ("stranger", Role.EDITOR)
+    assert (grant.value.user_id, grant.value.role) == ("stranger", Role.EDITOR)
     await roles.grant(ready.who("admin"), ready.p, "stranger", Role.VIEWER, CALL)
     seen = await roles.list(ready.who("admin"), ready.p, PageRequest(), FRESH)
     assert {g.user_id: g.role for g in seen.value.items}["stranger"] is Role.VIEWER

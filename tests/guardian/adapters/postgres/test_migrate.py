@@ -117,7 +117,9 @@ def test_a_server_that_is_away_is_told_from_a_wrong_schema() -> None:
             call()
 
 
-def test_a_role_that_may_not_create_tables_is_told_so(empty_postgres_dsn: str) -> None:
+def test_a_database_that_takes_no_tables_is_not_taken_to_be_away(
+    empty_postgres_dsn: str,
+) -> None:
     with psycopg.connect(empty_postgres_dsn, autocommit=True) as connection:
         connection.execute(
             f"ALTER DATABASE {connection.info.dbname} SET default_transaction_read_only = on"

@@ -198,23 +198,6 @@ async def test_a_schema_at_the_depth_limit_never_breaks_the_compiler(pool: Worke
     assert pool.replaced == 0
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [{"$ref": "#"}, {"allOf": [{"$ref": "#"}]}, {"$schema": DRAFT_2020, "anyOf": [{"$ref": "#"}]}],
-)
-async def test_a_schema_that_is_itself_is_decided_or_refused(
-    pool: WorkerPool, validate_in_pool: Validate, schema: object
-) -> None:
-    try:
-        faults = await validate_in_pool(schema, {"a": 1})
-    except Problem as problem:
-        decided = problem.code == "schema_too_complex"
-    else:
-        decided = faults == ()
-    assert decided
-    assert await validate_in_pool({"type": "integer"}, 1) == ()
-
-
 @BOTH_ENGINES
 @pytest.mark.parametrize(
     "pattern", ["^(a+)+$", "(a|a)*$", "^(a|aa)+$", "(.*)*b$", "^(([a-z])+.)+$"]

@@ -101,7 +101,12 @@ async def test_beyond_the_queue_jobs_are_refused_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("how", "code"),
-    [(signal.SIGKILL, "overloaded"), (signal.SIGSEGV, "schema_too_complex")],
+    [
+        (signal.SIGKILL, "overloaded"),
+        (signal.SIGTERM, "overloaded"),
+        (signal.SIGSEGV, "schema_too_complex"),
+        (signal.SIGPROF, "schema_too_complex"),
+    ],
 )
 async def test_a_killed_worker_costs_one_job_and_is_replaced(
     pool: WorkerPool, how: signal.Signals, code: str
@@ -199,3 +204,14 @@ ORPHAN = """
     print("READY", flush=True)
     worker.wait()
 """
+
+
+async def test_a_worker_that_does_not_start_says_nothing_about_the_schema(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(Problem) as caught:
+        await pool.check_schema(INTEGER)
+    assert caught.value.code == "overloaded"
+    monkeypatch.undo()
+    await pool.check_schema(INTEGER)
