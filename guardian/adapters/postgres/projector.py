@@ -224,7 +224,9 @@ class Projector:
                 raise LostRaceError
             await _mirror(connection, batch)
 
-        await self._database.write(work, statement_timeout_s=_STATEMENT_TIMEOUT_S)
+        heavy = any(change.kind is ChangeKind.PROJECT_DELETED for change in batch)
+        timeout_s = _STATEMENT_TIMEOUT_S if heavy else None
+        await self._database.write(work, statement_timeout_s=timeout_s)
         self.position = reached
         return reached
 
@@ -259,15 +261,13 @@ class _Pending:
         self.heads[(change.project_id, change.key)] = values
 
     async def flush(self, connection: Connection) -> None:
-        async with connection.cursor() as cursor:
-            if self.revisions:
-                await cursor.executemany(_UPSERT_REVISION.encode(), self.revisions)
-            live = [values for values in self.heads.values() if values["content"] is not None]
-            gone = [values for values in self.heads.values() if values["content"] is None]
-            if live:
-                await cursor.executemany(_UPSERT_CONFIG.encode(), live)
-            if gone:
-                await cursor.executemany(_DELETE_CONFIG.encode(), gone)
+        # One statement at a time: in a pipeline the server's time-outs do not see a client that was
+        # paused half-way, and its lock on the position would keep every other projector out.
+        for values in self.revisions:
+            await connection.execute(_UPSERT_REVISION.encode(), values)
+        for values in self.heads.values():
+            statement = _DELETE_CONFIG if values["content"] is None else _UPSERT_CONFIG
+            await connection.execute(statement.encode(), values)
         self.revisions.clear()
         self.heads.clear()
 

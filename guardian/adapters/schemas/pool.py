@@ -142,36 +142,29 @@ class _Process:
         the process still runs, takes the return code away from asyncio by that, and asyncio then
         makes up 255.
         """
-        process = self._process
+        process = self._forget()
         if process is None:
             return None
-        if process.stdin is not None:
-            process.stdin.close()
         try:
             async with asyncio.timeout(_REAP_S):
-                returncode = await process.wait()
+                return await process.wait()
         except TimeoutError:
-            await self.kill()
+            await _end(process)
             return None
-        if self._process is process:
-            self._forget()
-        return returncode
 
     async def kill(self) -> None:
         """End the process, whatever it does, and wait until it is gone."""
-        process = self._process
-        self._forget()
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        if process.stdin is not None:
-            process.stdin.close()
-        await process.wait()
+        process = self._forget()
+        if process is not None:
+            await _end(process)
 
-    def _forget(self) -> None:
-        self._process = None
+    def _forget(self) -> asyncio.subprocess.Process | None:
+        """The process, which is this worker's no longer: the next job gets another."""
+        process, self._process = self._process, None
         self._known.clear()
+        if process is not None and process.stdin is not None:
+            process.stdin.close()
+        return process
 
     async def _receive(self, timeout_s: float) -> Reply:
         assert self._process is not None
@@ -184,6 +177,12 @@ class _Process:
                 return Reply.decode(await stdout.readexactly(size_bytes))
             except asyncio.IncompleteReadError as error:
                 raise WorkerDiedError from error
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
 
 
 class WorkerPool:

@@ -48,6 +48,8 @@ def _until(condition: Callable[[], object]) -> None:
 
 
 def _degraded(server: Any) -> list[str]:
+    """What it says that is away, once it is ready: a member that comes back has no leader yet."""
+    _until(lambda: server.ask("GET", "!/ready", as_user=None).status == 200)
     answer = server.must(200, "GET", "!/ready", as_user=None).json
     return list(answer.get("degraded", []))
 

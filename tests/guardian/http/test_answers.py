@@ -88,8 +88,8 @@ async def test_refusals_that_saw_the_log_say_at_which_revision(world: Any) -> No
     config = {"key": "k", "schema_id": schema, "content": {}}
     await world.ask("POST", f"/projects/{project}/configs", config, as_user="owner")
     unknown = ApiKeys().generate()[0]
-    for who, method, path, body, code in REFUSALS:
-        path = path.format(p=project, s=schema, a=api_key, u=unknown)
+    for who, method, template, body, code in REFUSALS:
+        path = template.format(p=project, s=schema, a=api_key, u=unknown)
         answer = await world.ask(method, path, body, as_user=who)
         assert answer.code == code, (method, path, answer.raw)
         assert answer.headers["X-Guardian-Revision"] == str(world.log.machine.state.revision())
