@@ -134,6 +134,8 @@ class DemoClient:
             return False
         if status == 401:
             await self._log_in()
+        if status == 409 and answer.get("code") == "idempotency_in_progress":
+            return False  # the first try is still under way on that node
         if status == 409:
             raise DemoError(f"a write was lost or doubled: {answer}")
         if 400 <= status < 500 and status != 401:

@@ -82,6 +82,10 @@ class Load:
                 continue
             self.statuses[str(status)] += 1
             attempt.ended_s = time.monotonic()
+            if said.get("code") == "idempotency_in_progress":
+                maybe = True  # the first try is still under way on that node
+                await asyncio.sleep(0.05)
+                continue
             if status == 200:
                 attempt.outcome, attempt.version = "ok", said["version"]
                 return attempt.version
