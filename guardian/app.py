@@ -116,6 +116,9 @@ class Guardian:
         self._postgres = postgres
         self._on_progress = on_progress
         self._database_up = False
+        self._database_prepared = False
+        self._database_trouble = ""  # what was last said about it, to say it once
+        self._health: NodeHealth | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._leading: asyncio.Task[None] | None = None
         self._cleanup = contextlib.AsyncExitStack()
@@ -266,7 +269,7 @@ class Guardian:
 
     async def stop(self) -> None:
         """Finish what is in flight, hand leadership over, close everything. Safe to repeat."""
-        if hasattr(self, "_health"):
+        if self._health is not None:
             self._health.drain()
             self._log.drain()
         tasks = [*self._tasks, *([self._leading] if self._leading else [])]
@@ -350,9 +353,6 @@ class Guardian:
             await asyncio.sleep(DATABASE_CHECK_S)
 
     # -- the database's own preparations --------------------------------------------------------
-
-    _database_prepared = False
-    _database_trouble = ""
 
     async def _prepare_database(self) -> None:
         """Migrate and create the first administrator, or leave it for later if PostgreSQL is away.

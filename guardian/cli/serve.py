@@ -76,7 +76,7 @@ def run(settings: Settings) -> int:
         return 130
     except (StorageError, BootstrapError) as error:
         return _refuse(error.code, error, error.exit_code)
-    except InvariantError as error:
+    except (InvariantError, AssertionError) as error:
         return _refuse("invariant", error, ExitCode.INVARIANT)
     except (PostgresError, SecretFileError) as error:
         return _refuse("postgres" if isinstance(error, PostgresError) else "secret", error, 1)
