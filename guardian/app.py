@@ -416,6 +416,8 @@ def check_may_start(settings: Settings, directory: DataDirectory) -> None:
                 "GUARDIAN_JOIN",
                 "joining a running cluster is not in this release; use GUARDIAN_BOOTSTRAP",
             )
+        if any(founder.raft.port == 0 for founder in settings.founders()):
+            raise SettingsError("GUARDIAN_RAFT", "port 0 needs GUARDIAN_RAFT_ADVERTISE")
         check_may_found(directory, _founders(settings))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from guardian.domain.problems import Problem
 from guardian.usecases.ports import Log
 
 
@@ -72,6 +73,14 @@ class NodeHealth:
         """Not ready from here on; called first thing on the way out."""
         self._draining = True
 
+    def _shows_local_state(self) -> bool:
+        """False while local reads are refused because the state is being rebuilt."""
+        try:
+            self._log.require_local()
+        except Problem:
+            return False
+        return True
+
     def report(self) -> HealthReport:
         view = self._log.cluster()
         knows_leader = view.leader_id is not None
@@ -82,7 +91,7 @@ class NodeHealth:
                 self._target = view.commit_index
             self._caught_up = view.applied_index >= self._target
         return HealthReport(
-            recovered=True,
+            recovered=self._shows_local_state(),
             knows_leader=knows_leader,
             caught_up=self._caught_up,
             draining=self._draining,

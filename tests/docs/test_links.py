@@ -85,6 +85,18 @@ def test_tests_that_are_named_exist(root: Path) -> None:
                 assert test in defined, f"{name}: {test}"
 
 
+def test_mutants_that_are_named_exist(root: Path) -> None:
+    simulation = root / "tests" / "raftcore" / "core" / "test_simulation.py"
+    defined = set(re.findall(r"^def (\w+)\(", simulation.read_text(encoding="utf-8"), re.MULTILINE))
+    checked = 0
+    for name in ("raft-rules.md", "verification.md"):
+        text = (root / "docs" / name).read_text(encoding="utf-8")
+        for mutant in re.findall(r"\bmutant `(\w+)`", text):
+            assert mutant in defined, f"{name}: {mutant}"
+            checked += 1
+    assert checked > 5
+
+
 def test_each_rule_has_its_row_and_the_code_names_no_other(root: Path) -> None:
     text = (root / "docs" / "raft-rules.md").read_text(encoding="utf-8")
     rows = [int(number) for number in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]

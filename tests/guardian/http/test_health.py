@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from guardian.domain.problems import Problem
 from guardian.http import HealthReport, NodeHealth
 from guardian.settings import HostPort
 from guardian.usecases.ports import ClusterView
@@ -91,8 +92,24 @@ class ViewedLog:
 
     view = ClusterView("n", "follower", 1, None, 0, 0, ())
 
+    rebuilding = False
+
     def cluster(self) -> ClusterView:
         return self.view
+
+    def require_local(self) -> None:
+        if self.rebuilding:
+            raise Problem("unavailable")
+
+
+def test_a_node_that_rebuilds_its_state_is_not_ready_even_for_local_reads() -> None:
+    log = ViewedLog()
+    log.view = replace(log.view, leader_id="m")
+    health = NodeHealth(log, lambda: True)  # type: ignore[arg-type]
+    log.rebuilding = True
+    assert not health.report().ready(local=True)
+    log.rebuilding = False
+    assert health.report().ready(local=True)
 
 
 def test_a_node_is_caught_up_once_it_applied_what_was_committed_when_it_met_a_leader() -> None:
