@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import socket
 import statistics
@@ -43,7 +42,6 @@ class Cluster:
 
     def __init__(self, root: Path, database_url: str) -> None:
         ports = _ports(6)
-        os.environ["GUARDIAN_RATE_PER_ADDRESS"] = os.environ["GUARDIAN_RATE_PER_KEY"] = "1000000"
         self.nodes = layout(
             root,
             list(zip(ports[:3], ports[3:], strict=True)),

@@ -17,7 +17,7 @@ from guardian.adapters.postgres.embedded import EmbeddedPostgres
 from guardian.adapters.postgres.errors import PostgresError
 from guardian.adapters.security.secret_file import load_or_create_secret
 from guardian.cli.demo_client import DemoClient, DemoError
-from guardian.cli.local_nodes import LocalNode, layout
+from guardian.cli.local_nodes import ADMIN_EMAIL, LocalNode, layout
 
 HELP = """\
   kill N    kill -9 node N (1, 2 or 3); the others go on
@@ -132,7 +132,7 @@ class Demo:
         await self._client.prepare()
         self._writing = asyncio.create_task(self._client.write_for_ever())
         await self.show()
-        click.echo(f"\nadmin@localhost, password {self._password}\n")
+        click.echo(f"\n{ADMIN_EMAIL}, password {self._password}\n")
 
     async def stop(self) -> None:
         click.echo("stopping ...")

@@ -9,6 +9,8 @@ from typing import Any
 
 import aiohttp
 
+from guardian.cli.local_nodes import ADMIN_EMAIL
+
 KEY = "demo/counter"
 SCHEMA = {
     "type": "object",
@@ -75,7 +77,7 @@ class DemoClient:
         return f"/projects/{self._project}/configs/{KEY.replace('/', '%2F')}"
 
     async def _log_in(self) -> None:
-        body = {"email": "admin@localhost", "password": self._password}
+        body = {"email": ADMIN_EMAIL, "password": self._password}
         self._token = (await self._ask("POST", "/auth/login", body))["access_token"]
 
     async def _ask(self, method: str, path: str, body: object = None) -> Any:

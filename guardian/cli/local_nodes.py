@@ -12,7 +12,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STOP_TIMEOUT_S = 12.0
+ADMIN_EMAIL = "admin@localhost"
 _PR_SET_PDEATHSIG = 1
+
+#: Variables that can only be right for one node, or that stand against what the layout sets. All
+#: others are passed through to every node.
+_NOT_PASSED = frozenset(
+    name + suffix
+    for suffix in ("", "_FILE")
+    for name in (
+        "DATABASE_URL",
+        "GUARDIAN_ADMIN_EMAIL",
+        "GUARDIAN_ADMIN_PASSWORD",
+        "GUARDIAN_BOOTSTRAP",
+        "GUARDIAN_DATA_DIR",
+        "GUARDIAN_HTTP",
+        "GUARDIAN_HTTP_ADVERTISE",
+        "GUARDIAN_JOIN",
+        "GUARDIAN_JWT_SECRET",
+        "GUARDIAN_METRICS",
+        "GUARDIAN_NODE_ID",
+        "GUARDIAN_RAFT",
+        "GUARDIAN_RAFT_ADVERTISE",
+    )
+)
 
 
 def _end_with_parent() -> None:
@@ -89,9 +112,10 @@ def layout(
     http = [f"127.0.0.1:{port}" for port, _ in ports]
     raft = [f"127.0.0.1:{port}" for _, port in ports]
     founders = ",".join(f"node{i + 1}={raft[i]};http={http[i]}" for i in range(len(ports)))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GUARDIAN_")} | {
+    environment = {k: v for k, v in os.environ.items() if k not in _NOT_PASSED} | {
         "DATABASE_URL": database_url,
         "GUARDIAN_JWT_SECRET": secret,
+        "GUARDIAN_ADMIN_EMAIL": ADMIN_EMAIL,
         "GUARDIAN_ADMIN_PASSWORD": password,
         "GUARDIAN_BOOTSTRAP": founders,
     }
