@@ -23,7 +23,7 @@ from raftcore.core.config import CoreConfig
 from raftcore.core.errors import PeerViolationError
 from raftcore.core.messages import Message
 from raftcore.core.raft import Raft
-from raftcore.core.types import Configuration, Entry, NodeId, WriteMark
+from raftcore.core.types import Configuration, Entry, Member, NodeId, WriteMark
 from raftcore.errors import StoppedError
 from raftcore.recovery import Recovery, recover
 from raftcore.runtime import NodeOptions, Runtime
@@ -365,8 +365,12 @@ class Driver:
             # On its own turn of the loop: a caller's defect is not the core's.
             self._loop.call_soon(callback, effect)
 
+    def peers(self) -> tuple[Member, ...]:
+        members = self.raft.configuration.members
+        return tuple(m for m in members if m.node_id != self.config.node_id)
+
     def _configuration_changed(self, effect: fx.ConfigurationChanged) -> None:
-        self._transport.configure(effect.configuration)
+        self._transport.configure(effect.configuration, self.peers())
         for callback in self.configuration_callbacks:
             self._loop.call_soon(callback, effect.configuration)
 

@@ -14,13 +14,14 @@ from raftcore.core import effects as fx
 from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
 from raftcore.core.messages import AppendRequest, Heartbeat, Message
-from raftcore.core.types import Configuration, NodeId
+from raftcore.core.types import Configuration, Member, NodeId
 from raftcore.driver import ConfigurationCallback, Driver, LeadershipCallback
 from raftcore.errors import (
     NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
     RaftcoreError,
+    RefusedError,
     StoppedError,
     StorageFullError,
     UnknownPeerError,
@@ -112,7 +113,7 @@ class Node:
             self.rebuilt = (await driver.recover()).rebuilt
             driver.leadership_callbacks = self._leadership_callbacks
             driver.configuration_callbacks = self._configuration_callbacks
-            self._transport.configure(driver.raft.configuration)
+            self._transport.configure(driver.raft.configuration, driver.peers())
             self._driver = driver
             await self._transport.start(self)
         except BaseException:
@@ -372,6 +373,12 @@ class Node:
     def on_peer_lost(self, peer: NodeId) -> None:
         if self._driver is not None and not self._closing:
             self._driver.deliver(ev.PeerUnreachable(self._driver.now_ns(), peer))
+
+    async def on_join(self, joiner: Member) -> Configuration:
+        raise RefusedError(f"{joiner.node_id} is not welcome: add it as a member")
+
+    def on_removed(self, detail: str) -> None:
+        logger.warning("node %s: %s", self.config.node_id, detail)
 
     async def on_request(self, sender: NodeId, payload: bytes) -> bytes:
         if self._request_handler is None or self._closing:

@@ -86,4 +86,5 @@ def _recovered_state(
         configurations=recovered.configurations,
         commit_hint=recovered.commit_hint,
         applied=applied.index,
+        quarantined=recovered.quarantine is not None,
     )

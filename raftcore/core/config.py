@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raftcore.core.types import FEATURE_LEVEL
+
 MS = 1_000_000
 """Nanoseconds in a millisecond: deadlines are in nanoseconds, settings in milliseconds."""
 
@@ -28,6 +30,13 @@ class CoreConfig:
             what is not durable yet is kept beyond it.
         snapshot_chunk_bytes: size of one snapshot chunk.
         trailing_entries: entries kept behind the newest snapshot for slow followers.
+        snapshot_bytes_per_s: how fast one peer is fed a snapshot at most; 0 for no limit.
+        stall_ms: a durable write unfinished for this long, and no shorter than the election
+            timeout, means that this node's disk is stalled (rule 48).
+        catch_up_rounds: rounds in which a new voter may catch up (thesis 4.2.1).
+        catch_up_ms: a new voter that makes no progress for this long is given up.
+        feature_level: the newest feature level this node says it knows; lower only in tests of
+            mixed clusters.
     """
 
     node_id: str
@@ -43,6 +52,11 @@ class CoreConfig:
     entry_cache_bytes: int = 32 << 20
     snapshot_chunk_bytes: int = 256 << 10
     trailing_entries: int = 10240
+    snapshot_bytes_per_s: int = 0
+    stall_ms: int = 500
+    catch_up_rounds: int = 10
+    catch_up_ms: int = 60_000
+    feature_level: int = FEATURE_LEVEL
 
     def __post_init__(self) -> None:
         if not self.node_id:
@@ -57,9 +71,11 @@ class CoreConfig:
         for name in (
             "max_append_bytes", "max_append_entries", "max_inflight_messages",
             "max_inflight_bytes", "max_uncommitted_bytes", "max_apply_bytes",
-            "max_pending_reads", "entry_cache_bytes", "snapshot_chunk_bytes",
+            "max_pending_reads", "entry_cache_bytes", "snapshot_chunk_bytes", "stall_ms",
+            "catch_up_rounds", "catch_up_ms", "feature_level",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.trailing_entries < 0:
-            raise ValueError("trailing_entries must not be negative")
+        for name in ("trailing_entries", "snapshot_bytes_per_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")

@@ -1,7 +1,8 @@
 """What the driver must do after a step, in the order given.
 
-The order is always the same: at most one ``Persist``, then every ``Send``, then the rest, and
-notifications last, so that durability never hangs on what an observer does.
+The order is always the same: at most one ``Persist``, a ``PeersChanged`` if there is one, then
+every ``Send``, then the rest, and notifications last, so that durability never hangs on what an
+observer does.
 
 ``Persist`` and ``Send`` are tied together by marks: a ``Send`` with ``after`` may leave only when
 the write of that mark is durable (O1, O2, O8). The driver has no other way to know when a message
@@ -18,6 +19,7 @@ from raftcore.core.types import (
     Configuration,
     Entry,
     HardState,
+    Member,
     NodeId,
     SnapshotMeta,
     WriteMark,
@@ -145,6 +147,77 @@ class ConfigurationChanged(Notification):
     """This configuration is now in force (from append on, thesis 4.1)."""
 
     configuration: Configuration
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeersChanged(Effect):
+    """Whom this node talks to from now on: every member of every configuration between the last
+    committed one and the one in force, but not itself. Comes before the sends of its step.
+
+    Somebody who is missing here was removed for good: connections to it may end once what was sent
+    to it has left.
+    """
+
+    peers: tuple[Member, ...]
+
+
+class MembershipOutcome(Enum):
+    DONE = "done"  #: the wanted configuration is committed
+    NOT_LEADER = "not_leader"  #: refused: this node does not lead
+    IN_PROGRESS = "in_progress"  #: refused: another change is under way
+    STALE_VERSION = "stale_version"  #: refused: the configuration has changed meanwhile
+    NOT_READY = "not_ready"  #: refused: nothing of this leader's term is committed yet (rule 37)
+    INVALID = "invalid"  #: refused: what is wanted can not be
+    NOT_CAUGHT_UP = "not_caught_up"  #: given up: a new voter did not catch up; it stays a learner
+    UNKNOWN = "unknown"  #: leadership was lost: it may still come about (rule 51)
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipFinished(Notification):
+    """What came of a :class:`~raftcore.core.events.MembershipRequested`.
+
+    ``version`` is the index of the configuration in force now.
+    """
+
+    token: int
+    outcome: MembershipOutcome
+    version: int
+    detail: str
+    leader_id: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Removed(Notification):
+    """A committed configuration no longer has this node (rule 43): it will never take part again
+    under this incarnation."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerRegressed(Notification):
+    """A peer denied what it had acknowledged: its disk went back. It counts for nothing any more
+    (D3, the second net)."""
+
+    peer: NodeId
+    match_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class GaveWay(Notification):
+    """This node stopped leading because its own disk makes no progress while those of a quorum of
+    the others do (D4, rule 48)."""
+
+    write_age_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndQuarantine(Effect):
+    """Durably record that the quarantine is over: everything up to ``index``, which a quorum
+    without this node confirmed, is durable here. Answered by
+    :class:`~raftcore.core.events.QuarantineEnded`."""
+
     index: int
 
 

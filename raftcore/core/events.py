@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raftcore.core.messages import Message
-from raftcore.core.types import Entry, NodeId, SnapshotMeta, WriteMark
+from raftcore.core.types import Entry, Lease, Member, NodeId, SnapshotMeta, WriteMark
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,14 @@ class Propose(Event):
 
 @dataclass(frozen=True, slots=True)
 class ReadRequested(Event):
-    """Asks for a linearizable read position, here or through the leader; ``read_id`` names it."""
+    """Asks for a linearizable read position, here or through the leader; ``read_id`` names it.
+
+    With ``lease`` a leader that holds a valid lease gives it without asking anybody; otherwise, and
+    on any other node, the read is confirmed as usual.
+    """
 
     read_id: int
+    lease: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,30 @@ class TransferRequested(Event):
     """Hand leadership to ``target``, or with None to the member that is furthest along."""
 
     target: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipRequested(Event):
+    """State the wanted members, on the leader. Answered by one
+    :class:`~raftcore.core.effects.MembershipFinished` with the same ``token``.
+
+    Args:
+        token: the driver's name for this request.
+        version: index of the configuration that the caller saw; another one in force refuses it.
+        members: all members wanted, sorted by id: ``voter`` says as what. Members that are there
+            already keep their incarnation; a different one is refused (remove it first).
+        lease: the lease wanted from then on, or None for none.
+    """
+
+    token: int
+    version: int
+    members: tuple[Member, ...]
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineEnded(Event):
+    """Storage has durably recorded that this node is no longer in quarantine (D3)."""
 
 
 @dataclass(frozen=True, slots=True)

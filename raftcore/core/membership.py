@@ -7,17 +7,30 @@ force again if that entry is truncated, which is what the stack is for (rules 38
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
-from raftcore.core.types import Configuration, Member, NodeId
+from raftcore.core.types import (
+    FIRST_FEATURE_LEVEL,
+    Configuration,
+    Lease,
+    Member,
+    NodeId,
+    Target,
+)
 
-CONFIGURATION_FORMAT = 1
+#: Format 1 is that of feature level 1, which knew no changes; format 2 that of later levels.
+CONFIGURATION_FORMATS = (1, 2)
 
 
 def encode_configuration(configuration: Configuration) -> bytes:
-    """Canonical bytes: compact JSON with sorted keys, so equal configurations are equal bytes."""
-    body = {
-        "format": CONFIGURATION_FORMAT,
+    """Canonical bytes: compact JSON with sorted keys, so equal configurations are equal bytes.
+
+    A configuration of feature level 1 keeps the bytes that release 0.1 gave it: its members must
+    be able to read it, and the log's hash chain covers it.
+    """
+    body: dict[str, Any] = {
+        "format": 1 if configuration.level == FIRST_FEATURE_LEVEL else 2,
         "cluster_id": configuration.cluster_id,
         "members": [
             {
@@ -31,7 +44,21 @@ def encode_configuration(configuration: Configuration) -> bytes:
         ],
         "old_voters": list(configuration.old_voters),
     }
+    if configuration.level > FIRST_FEATURE_LEVEL:
+        body |= _encode_additions(configuration)
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _encode_additions(configuration: Configuration) -> dict[str, Any]:
+    """What format 2 says beyond format 1."""
+    target, lease = configuration.target, configuration.lease
+    return {
+        "leaving": list(configuration.leaving),
+        "target": target and {"voters": list(target.voters), "learners": list(target.learners)},
+        "retired": [incarnation.hex() for incarnation in configuration.retired],
+        "lease": lease and [lease.election_timeout_ms, lease.clock_error_ppm],
+        "level": configuration.level,
+    }
 
 
 def decode_configuration(raw: bytes) -> Configuration:
@@ -42,7 +69,7 @@ def decode_configuration(raw: bytes) -> Configuration:
     """
     try:
         body: dict[str, Any] = json.loads(raw)
-        if body["format"] != CONFIGURATION_FORMAT:
+        if body["format"] not in CONFIGURATION_FORMATS:
             raise ValueError(f"configuration format {body['format']} is not known here")
         members = tuple(
             Member(
@@ -55,10 +82,35 @@ def decode_configuration(raw: bytes) -> Configuration:
             for m in body["members"]
         )
         old_voters = tuple(_text(voter) for voter in body["old_voters"])
-        return Configuration(_text(body["cluster_id"]), members, old_voters)
+        first = Configuration(
+            _text(body["cluster_id"]), members, old_voters, level=FIRST_FEATURE_LEVEL
+        )
+        return first if body["format"] == 1 else _decode_additions(first, body)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         # RecursionError: what is nested deeply enough is no configuration either.
         raise ValueError(f"not a configuration: {type(error).__name__}: {error}") from error
+
+
+def _decode_additions(first: Configuration, body: dict[str, Any]) -> Configuration:
+    target, lease = body["target"], body["lease"]
+    return replace(
+        first,
+        leaving=tuple(_text(node) for node in body["leaving"]),
+        target=target
+        and Target(
+            tuple(_text(node) for node in target["voters"]),
+            tuple(_text(node) for node in target["learners"]),
+        ),
+        retired=tuple(bytes.fromhex(raw) for raw in body["retired"]),
+        lease=lease and Lease(_number(lease[0]), _number(lease[1])),
+        level=_number(body["level"]),
+    )
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is not a count")
+    return value
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raftcore.core.types import Entry, NodeId, SnapshotMeta
+from raftcore.core.types import FIRST_FEATURE_LEVEL, Entry, NodeId, SnapshotMeta
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,20 @@ class Message:
 
     sender: NodeId
     term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a node says of itself in its replies to a leader.
+
+    ``write_age_ms`` is the age of its oldest unfinished durable write (D4, rule 48); with
+    ``quarantined`` it counts for no quorum of any kind (D3); ``feature_level`` is the newest level
+    that its program knows. Release 0.1 says nothing, which the defaults stand for.
+    """
+
+    write_age_ms: int = 0
+    quarantined: bool = False
+    feature_level: int = FIRST_FEATURE_LEVEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +88,7 @@ class AppendReply(Message):
     conflict_term: int
     sequence: int
     read_counter: int
+    health: Health = Health()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +102,14 @@ class Heartbeat(Message):
     commit: int
     read_counter: int
     leader_commit: int = 0
+    #: to a node in quarantine: holding everything up to here durably ends it (D3); 0: not yet
+    release_index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReply(Message):
     read_counter: int
+    health: Health = Health()
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,8 @@ class RecoveredState:
     ``terms`` are runs (first index, term) over ``first_index..last_index``; ``base_configuration``
     is in force at ``base_index`` (the snapshot's, or an empty one at 0) and ``configurations`` are
     the configuration entries after it. ``commit_hint`` is a lower bound of the commit index and
-    ``applied`` what the state machine holds.
+    ``applied`` what the state machine holds. A node that is ``quarantined`` lost something that it
+    had said was durable (D3).
     """
 
     hard_state: HardState
@@ -62,6 +63,7 @@ class RecoveredState:
     configurations: tuple[tuple[int, Configuration], ...]
     commit_hint: int
     applied: int
+    quarantined: bool = False
 
 
 class Raft:

@@ -83,17 +83,61 @@ class Member:
     attributes: tuple[tuple[str, str], ...] = ()
 
 
+#: The newest feature level of this program, and that of clusters made by release 0.1.
+FEATURE_LEVEL = 2
+FIRST_FEATURE_LEVEL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a change of membership is heading while its new voters still catch up.
+
+    Kept in the configuration, so that the next leader carries on when this one dies. Ids are
+    sorted; a member in neither list is on its way out.
+    """
+
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What lease reads rest on, the same on all members (thesis 6.4.1, rule 35).
+
+    While a configuration with a lease is in force no member takes a leader for dead in less than
+    ``election_timeout_ms``, whatever its own setting. ``clock_error_ppm`` bounds how much faster
+    one member's clock may run than another's, in millionths: only the operator can vouch for it.
+    """
+
+    election_timeout_ms: int
+    clock_error_ppm: int
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """Who the members are. ``members`` is sorted by node id, each id at most once.
 
-    ``old_voters`` is empty except in a joint configuration (thesis 4.3), where a majority of it is
-    needed too. ``cluster_id`` names the cluster and never changes.
+    ``cluster_id`` names the cluster and never changes. The stages of a change:
+
+    * *stable*: neither ``target`` nor ``old_voters``.
+    * *staging*: ``target`` says what is wanted; new voters catch up as learners meanwhile.
+    * *joint* (thesis 4.3): ``old_voters`` are the voters before the change, and a majority of them
+      is needed too. ``leaving`` are members that the change removes; they are not voters any more
+      but for ``old_voters``, and stay members until joint mode is left.
+
+    ``retired`` holds the incarnations of removed members, oldest first (rule 43: never used again);
+    ``lease`` is None as long as lease reads are off; ``level`` is the feature level that all
+    members have reached.
     """
 
     cluster_id: str
     members: tuple[Member, ...]
     old_voters: tuple[NodeId, ...] = ()
+    leaving: tuple[NodeId, ...] = ()
+    target: Target | None = None
+    retired: tuple[bytes, ...] = ()
+    lease: Lease | None = None
+    level: int = FEATURE_LEVEL
 
     def __post_init__(self) -> None:
         ids = [member.node_id for member in self.members]
@@ -106,7 +150,9 @@ class Configuration:
 
     @property
     def learners(self) -> tuple[NodeId, ...]:
-        return tuple(m.node_id for m in self.members if not m.voter)
+        return tuple(
+            m.node_id for m in self.members if not m.voter and m.node_id not in self.leaving
+        )
 
     def member(self, node_id: NodeId) -> Member | None:
         """The member of that id, or None."""

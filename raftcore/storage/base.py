@@ -57,6 +57,8 @@ class Recovered:
     commit_hint: int
     #: Position just before ``first_index`` (compacted), for consistency checks there.
     before_first: Position = field(default_factory=lambda: Position(0, 0))
+    #: Why this node is in quarantine (D3), or None. ``hard_state`` is then at least the FLOOR's.
+    quarantine: str | None = None
 
 
 class SnapshotWriter(Protocol):
@@ -154,6 +156,17 @@ class LogStorage(Protocol):
 
         If the log holds an entry at (``meta.index``, ``meta.term``) the suffix stays, otherwise the
         whole log is dropped (rule 44).
+        """
+        ...
+
+    def end_quarantine(self) -> None:
+        """Record durably that the quarantine is over (D3); harmless if there is none."""
+        ...
+
+    def maintain(self) -> None:
+        """What is due beside the writes: called about once a second, also when nothing is written.
+
+        Brings FLOOR up to date, clears stale readers each minute.
         """
         ...
 

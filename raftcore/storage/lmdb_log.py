@@ -451,6 +451,12 @@ class LmdbLog:
 
     # -- end ------------------------------------------------------------------------------------
 
+    def end_quarantine(self) -> None:
+        """See :meth:`LogStorage.end_quarantine`."""
+
+    def maintain(self) -> None:
+        """See :meth:`LogStorage.maintain`."""
+
     def close(self) -> None:
         """Close the environment; after a run without an error, leave the mark of a clean stop.
 

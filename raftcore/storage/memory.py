@@ -280,6 +280,12 @@ class MemoryLog:
         self._writer.check()
         self._latch.check()
 
+    def end_quarantine(self) -> None:
+        """See :meth:`LogStorage.end_quarantine`; memory is never in quarantine."""
+
+    def maintain(self) -> None:
+        """See :meth:`LogStorage.maintain`; memory needs none."""
+
     def close(self) -> None:
         """End this run; the disk stays. Harmless when repeated."""
         self._latch.trip(StorageError("the log is closed"))

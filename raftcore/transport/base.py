@@ -7,10 +7,11 @@ All methods are called on the event loop's thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from raftcore.core.messages import Message
-from raftcore.core.types import Configuration, NodeId
+from raftcore.core.types import Configuration, Member, NodeId
 
 
 class Receiver(Protocol):
@@ -30,6 +31,18 @@ class Receiver(Protocol):
         """
         ...
 
+    async def on_join(self, joiner: Member) -> Configuration:
+        """A node with an empty directory asks to become a member (``joiner.voter``: as a voter).
+
+        Returns the configuration in force once the wish was taken; raises NotLeaderError with a
+        hint, or another RefusedError if it is not welcome.
+        """
+        ...
+
+    def on_removed(self, detail: str) -> None:
+        """A member said that this node's incarnation is retired (rule 43)."""
+        ...
+
 
 class Transport(Protocol):
     """Carries messages between the members of one cluster."""
@@ -38,8 +51,14 @@ class Transport(Protocol):
         """Listen and begin to deliver."""
         ...
 
-    def configure(self, configuration: Configuration) -> None:
-        """These are the members and their addresses from now on."""
+    def configure(self, configuration: Configuration, peers: Sequence[Member]) -> None:
+        """Talk to ``peers`` from now on; ``configuration`` is the one in force.
+
+        ``peers`` are the members of every configuration that may still decide something, without
+        this node; who is missing is hung up on after what was sent to it has left. A node of the
+        same cluster that is in none of them (it was added, and this node has not heard of it yet)
+        is answered over its own connection (rule 42), unless its incarnation is retired.
+        """
         ...
 
     def send(self, to: NodeId, message: Message) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from raftcore.core.messages import Message
-from raftcore.core.types import Configuration, NodeId
+from raftcore.core.types import Configuration, Member, NodeId
 from raftcore.errors import OutcomeUnknownError, UnknownPeerError
 from raftcore.transport.base import Receiver
 from raftcore.transport.inbound import answer_request
@@ -151,6 +151,7 @@ class MemoryTransport:
         self.node_id = node_id
         self._network = network
         self._configuration = configuration
+        self._peers: set[NodeId] | None = None
         self._encoder = MessageEncoder()
         self._receiver: Receiver | None = None
         self._tasks: set[asyncio.Task[bytes]] = set()
@@ -165,8 +166,9 @@ class MemoryTransport:
         self._receiver = receiver
         self._network.attach(self)
 
-    def configure(self, configuration: Configuration) -> None:
+    def configure(self, configuration: Configuration, peers: Sequence[Member]) -> None:
         self._configuration = configuration
+        self._peers = {member.node_id for member in peers}
 
     def send(self, to: NodeId, message: Message) -> None:
         if to == self.node_id:
@@ -230,4 +232,6 @@ class MemoryTransport:
     def _is_peer(self, node_id: NodeId) -> bool:
         if node_id == self.node_id:
             return False
+        if self._peers is not None:
+            return node_id in self._peers
         return self._configuration is None or self._configuration.member(node_id) is not None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 from raftcore.core.messages import Message
-from raftcore.core.types import Configuration, NodeId
+from raftcore.core.types import Configuration, Member, NodeId
 from raftcore.errors import StoppedError, UnknownPeerError
 from raftcore.storage.base import Identity
 from raftcore.transport.base import Receiver
@@ -49,6 +50,9 @@ class TcpTransport:
         self._identity = identity
         self._listen = listen
         self._configuration = configuration
+        self._peers: tuple[Member, ...] = tuple(
+            m for m in configuration.members if m.node_id != identity.node_id
+        )
         self._founding = founding or configuration
         self._options = options or TransportOptions()
         # Jitter is no secret; a predictable one would only let peers dial in step.
@@ -103,17 +107,17 @@ class TcpTransport:
         # From here on close() finds what there is to close, also when we are cancelled just now.
         self._context = context
         await self._server.start_serving()
-        self.configure(self._configuration)
+        self.configure(self._configuration, self._peers)
 
-    def configure(self, configuration: Configuration) -> None:
+    def configure(self, configuration: Configuration, peers: Sequence[Member]) -> None:
         """These are the members from now on; connections with others end."""
         self._configuration = configuration
         context = self._context
         if context is None or self._closed:
             return
         context.configuration = configuration
-        wanted = {m.node_id: m for m in configuration.members}
-        wanted.pop(self._identity.node_id, None)
+        wanted = {m.node_id: m for m in peers}
+        self._peers = tuple(peers)
         for node_id, link in list(self._links.items()):
             member = wanted.get(node_id)
             if member is None or (member.address, member.incarnation) != (

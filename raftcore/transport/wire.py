@@ -22,6 +22,7 @@ from raftcore.core.membership import encode_configuration
 from raftcore.core.messages import (
     AppendReply,
     AppendRequest,
+    Health,
     Heartbeat,
     HeartbeatReply,
     Message,
@@ -103,6 +104,18 @@ def _check_meta(value: object) -> SnapshotMeta:
     )
 
 
+def _check_health(value: object) -> Health:
+    fields = check_array(value, 3)
+    if len(fields) != 3:
+        raise WireError(f"health of {len(fields)} fields")
+    age_ms, quarantined, level = fields
+    return Health(check_counter(age_ms), check_flag(quarantined), check_integer(level, 1, 2**31))
+
+
+def _plain_health(health: Health) -> list[object]:
+    return [health.write_age_ms, health.quarantined, health.feature_level]
+
+
 def _plain_meta(meta: SnapshotMeta) -> list[object]:
     configuration = encode_configuration(meta.configuration)
     return [meta.index, meta.term, meta.chain, configuration, meta.size_bytes, meta.digest]
@@ -153,6 +166,7 @@ _LAYOUTS: dict[type[Message], _Layout] = {
                 ("conflict_term", check_term),
                 ("sequence", check_counter),
                 ("read_counter", check_counter),
+                ("health", _check_health),
             ),
         ),
         (
@@ -162,9 +176,10 @@ _LAYOUTS: dict[type[Message], _Layout] = {
                 ("commit", check_index),
                 ("read_counter", check_counter),
                 ("leader_commit", check_index),
+                ("release_index", check_index),
             ),
         ),
-        (6, HeartbeatReply, (("read_counter", check_counter),)),
+        (6, HeartbeatReply, (("read_counter", check_counter), ("health", _check_health))),
         (
             7,
             SnapshotChunk,
@@ -235,7 +250,11 @@ class MessageEncoder:
             )
         for name, _ in layout.fields:
             value = getattr(message, name)
-            fields.append(_plain_meta(value) if name == "meta" else value)
+            if isinstance(value, SnapshotMeta):
+                value = _plain_meta(value)
+            elif isinstance(value, Health):
+                value = _plain_health(value)
+            fields.append(value)
         return msgpack.packb(fields)
 
     def _batch(self, entries: tuple[Entry, ...]) -> bytes:

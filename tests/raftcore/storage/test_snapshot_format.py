@@ -18,7 +18,7 @@ from raftcore.storage.records import seal, stamp
 from raftcore.storage.snapshot_format import SnapshotDecoder, SnapshotEncoder, SnapshotHeader
 
 HEADER = SnapshotHeader(
-    7, 3, bytes(range(32)), Configuration("c", (Member("n", "a:1", b"i" * 16),))
+    7, 3, bytes(range(32)), Configuration("c", (Member("n", "a:1", b"i" * 16),), level=1)
 )
 
 

@@ -134,7 +134,7 @@ async def test_a_closed_transport_is_lost_to_the_others_and_a_restart_takes_its_
 
 async def test_only_members_are_peers(net: Net) -> None:
     members = tuple(Member(i, f"{i}:1", bytes(16)) for i in "ab")
-    net.transports["a"].configure(Configuration("c", members))
+    net.transports["a"].configure(Configuration("c", members), members)
     net.transports["a"].send("c", beat(1))
     await settle()
     assert net.transports["a"].connected() == {"b"}
