@@ -30,6 +30,7 @@ from raftcore.core.types import (
     Entry,
     EntryType,
     HardState,
+    Member,
     NodeId,
     Position,
     SnapshotMeta,
@@ -186,6 +187,16 @@ class Raft:
         """The configuration in force here."""
         return self._s.configuration
 
+    @property
+    def configuration_index(self) -> int:
+        """Log index of the configuration in force: its version."""
+        return self._s.configurations.current_index
+
+    @property
+    def peers(self) -> tuple[Member, ...]:
+        """Whom this node talks to, see :class:`~raftcore.core.effects.PeersChanged`."""
+        return tuple(m for m in self._s.configuration.members if m.node_id != self._s.node_id)
+
     def configuration_at(self, index: int) -> Configuration:
         """The configuration in force at ``index``, for a snapshot there."""
         return self._s.configurations.at(index)
@@ -207,6 +218,14 @@ class Raft:
     @property
     def term(self) -> int:
         return self._s.term
+
+    @property
+    def first_index(self) -> int:
+        return self._s.log.first_index
+
+    @property
+    def durable_index(self) -> int:
+        return self._s.log.durable
 
     @property
     def commit_index(self) -> int:
