@@ -61,7 +61,7 @@ class Node(Operations, MemberCommands):
         on_request: answers application requests from other members.
         on_join: asked whether a node that wants to join may; without it an operator has to add it,
             and :attr:`pending_joiners` says who waits.
-        tracer: told what happens, see :mod:`raftcore.trace`.
+        tracer: told what happens, see ``raftcore.trace``.
         runtime: clocks, randomness and threads.
 
     Raises (on entering):
@@ -357,7 +357,7 @@ class Node(Operations, MemberCommands):
         )
 
     def figures(self) -> list[Sample]:
-        """Every figure that has a value now, see :mod:`raftcore.metrics`."""
+        """Every figure that has a value now, see ``raftcore.metrics``."""
         driver = self._running()
         samples = [*self.counters.samples(), *gauges(self.status())]
         samples += driver.observer.measures.samples()

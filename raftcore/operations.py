@@ -107,7 +107,7 @@ class Operations:
         Args:
             timeout_s: how long it may take.
             lease: a leader with a valid lease need not ask anybody; this trusts the clocks of the
-                members (rule 35). None: as :attr:`NodeOptions.lease_reads` says.
+                members (rule 35). None: as ``NodeOptions.lease_reads`` says.
 
         Raises:
             NotLeaderError: no leader is known that could confirm it; ask again.
