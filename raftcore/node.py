@@ -432,7 +432,19 @@ class Node(Operations, MemberCommands):
         raft = driver.raft
         if not is_member(raft.configuration, joiner) and not raft.is_leader:
             raise NotLeaderError(raft.leader_id)
-        return await self._admission.ask(joiner, lambda: raft.configuration)
+        asks_anew = joiner not in self._admission.pending
+        admitted = False
+        try:
+            configuration = await self._admission.ask(joiner, lambda: raft.configuration)
+            admitted = True
+        finally:
+            if asks_anew or admitted:  # one that waits for an operator asks again and again
+                driver.observer.trace(
+                    Kind.JOINER_ASKED,
+                    joiner=joiner.node_id, address=joiner.address, voter=joiner.voter,
+                    admitted=admitted,
+                )  # fmt: skip
+        return configuration
 
     def on_removed(self, detail: str) -> None:
         if self._driver is not None and not self._closing:

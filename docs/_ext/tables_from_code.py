@@ -67,8 +67,8 @@ def figures() -> str:
     """Every figure of a node."""
     lines = ["| figure | kind | unit | label | what it says |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{figure.name}` | {figure.kind.value} | {figure.unit} | {figure.label} | {figure.help} |"
-        for figure in FIGURES.values()
+        f"| `{f.name}` | {f.kind.value} | {f.unit} | {f.label} | {f.help} |"
+        for f in FIGURES.values()
     ]
     return "\n".join(lines)
 

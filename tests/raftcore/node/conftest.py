@@ -21,6 +21,7 @@ from raftcore import (
     CoreConfig,
     Entry,
     EntryType,
+    JoinPolicy,
     Member,
     Node,
     NodeOptions,
@@ -28,6 +29,7 @@ from raftcore import (
 )
 from raftcore.storage.base import Write
 from raftcore.storage.memory import MemoryDisk, MemoryLog
+from raftcore.trace import MemoryTracer
 from raftcore.transport.memory import MemoryNetwork, MemoryTransport
 
 #: Only a failing test waits this long.
@@ -177,6 +179,8 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.logs: dict[str, GatedLog] = {}
         self.machines: dict[str, Ledger] = {}
+        #: what each node traced in its newest run, each event checked against the schema
+        self.traces: dict[str, MemoryTracer] = {}
 
     def build(
         self,
@@ -184,11 +188,13 @@ class World:
         *,
         options: NodeOptions | None = None,
         on_request: Callable[[str, bytes], Awaitable[bytes]] | None = None,
+        on_join: JoinPolicy | None = None,
         **config: int,
     ) -> Node:
         """A node on that disk, not started."""
         self.logs[node_id] = GatedLog(self.disks[node_id], self.gates[node_id])
         self.machines[node_id] = Ledger(self.stored[node_id], self.snapshot_gates[node_id])
+        self.traces[node_id] = MemoryTracer()
         self.nodes[node_id] = Node(
             config=CoreConfig(node_id, **(TIMING | config)),
             storage=self.logs[node_id],
@@ -196,6 +202,8 @@ class World:
             state_machine=self.machines[node_id],
             options=options,
             on_request=on_request,
+            on_join=on_join,
+            tracer=self.traces[node_id],
             runtime=Runtime(rng=random.Random(node_id)),
         )
         return self.nodes[node_id]
