@@ -99,12 +99,6 @@ class TransferFailedError(RaftcoreError):
     code = "transfer_failed"
 
 
-class RemovedError(RefusedError):
-    """This node was removed from the cluster and never takes part again under its incarnation."""
-
-    code = "removed"
-
-
 class QuarantinedError(RefusedError):
     """This node lost something that it had said was durable: it serves nothing yet (D3)."""
 
@@ -234,3 +228,10 @@ class AlreadyBootstrappedError(BootstrapError):
     """The listed peers run a cluster in which this node id has another incarnation (rule 43)."""
 
     code = "already_bootstrapped"
+
+
+class RemovedError(RefusedError, BootstrapError):
+    """This node's incarnation was removed from the cluster and never comes back (rule 43): what
+    needs the cluster is refused, and a start that would join it fails."""
+
+    code = "removed"
