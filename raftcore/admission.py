@@ -8,7 +8,13 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from raftcore.core.types import Configuration, Member, NodeId
-from raftcore.errors import IncarnationError, NotAdmittedError, RemovedError, StoppedError
+from raftcore.errors import (
+    IncarnationError,
+    NotAdmittedError,
+    RefusedError,
+    RemovedError,
+    StoppedError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +77,7 @@ class Admission:
             if adding.cancelled():
                 raise StoppedError("the node stops")
             if adding.done():
-                adding.result()
-                raise NotAdmittedError(f"{joiner.node_id} was added and is gone again")
+                raise _refusal(joiner, adding.exception())
             if self._changed is None:
                 self._changed = asyncio.get_running_loop().create_future()
             await asyncio.wait({adding, self._changed}, return_when=asyncio.FIRST_COMPLETED)
@@ -103,6 +108,13 @@ class Admission:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _refusal(joiner: Member, error: BaseException | None) -> RefusedError:
+    """Why the change that was to bring ``joiner`` in did not."""
+    if isinstance(error, RefusedError):
+        return error
+    return NotAdmittedError(f"{joiner.node_id} is no member (yet): {error or 'it is gone again'}")
 
 
 def _look_at(adding: asyncio.Task[None]) -> None:

@@ -13,6 +13,7 @@ from raftcore.errors import (
     ChangeInProgressError,
     IncarnationError,
     NotAdmittedError,
+    OutcomeUnknownError,
     RemovedError,
     StoppedError,
 )
@@ -96,6 +97,14 @@ async def test_a_change_that_is_refused_is_what_the_joiner_is_told_and_it_may_as
     cluster.error = None
     assert (await cluster.ask(J)).member("j") == J
     await cluster.desk.close()
+
+
+async def test_a_change_of_unknown_outcome_is_no_refusal_of_the_cluster_for_ever() -> None:
+    cluster = Cluster()
+    cluster.may_add.set()
+    cluster.error = OutcomeUnknownError("leadership was lost")
+    with pytest.raises(NotAdmittedError, match="leadership was lost"):
+        await cluster.ask(J)
 
 
 async def test_a_retired_incarnation_never_comes_back() -> None:
