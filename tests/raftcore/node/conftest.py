@@ -27,7 +27,7 @@ from raftcore import (
     NodeOptions,
     Runtime,
 )
-from raftcore.storage.base import Write
+from raftcore.storage.base import Identity, Write
 from raftcore.storage.memory import MemoryDisk, MemoryLog
 from raftcore.trace import MemoryTracer
 from raftcore.transport.memory import MemoryNetwork, MemoryTransport
@@ -179,6 +179,7 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.logs: dict[str, GatedLog] = {}
         self.machines: dict[str, Ledger] = {}
+        self._lives: dict[str, int] = {}
         #: what each node traced in its newest run, each event checked against the schema
         self.traces: dict[str, MemoryTracer] = {}
 
@@ -211,6 +212,38 @@ class World:
     async def start(self, *ids: str, **settings: Any) -> None:
         for node_id in ids or tuple(self.disks):
             await self.build(node_id, **settings).start()
+
+    def member(self, node_id: str, *, voter: bool = True) -> Member:
+        """That node as the configuration has it, or would have it."""
+        return Member(node_id, f"{node_id}:1", self.incarnation(node_id), voter)
+
+    def incarnation(self, node_id: str) -> bytes:
+        life = self._lives.get(node_id, 0)
+        return f"{node_id}{life or ''}".encode().ljust(16, b"-")
+
+    def wipe(self, node_id: str) -> Member:
+        """That node's directory is lost; as which member it could come back."""
+        self._lives[node_id] = self._lives.get(node_id, 0) + 1
+        self.disks.pop(node_id, None)
+        return self.member(node_id)
+
+    async def join(self, node_id: str, **settings: Any) -> Node:
+        """Start a node with an empty log, as one that joins begins."""
+        identity = Identity(self.configuration.cluster_id, node_id, self.incarnation(node_id))
+        self.disks[node_id] = MemoryDisk(identity)
+        self.stored[node_id] = Stored()
+        self.gates[node_id], self.snapshot_gates[node_id] = Gate(), Gate()
+        await self.start(node_id, **settings)
+        return self.nodes[node_id]
+
+    def members(self) -> tuple[str, ...]:
+        """The members as the leader of the highest term knows them, of those that run."""
+        leaders = [node for node in self.nodes.values() if node.is_leader]
+        if not leaders:
+            return tuple(self.nodes)
+        leader = max(leaders, key=lambda node: node.status().core.term)
+        known = {member.node_id for member in leader.configuration.members}
+        return tuple(i for i in self.nodes if i in known)
 
     async def leader(self, *among: str) -> Node:
         """The leader that all those (or all nodes) follow; waits for one."""
