@@ -236,12 +236,19 @@ class World:
         await self.start(node_id, **settings)
         return self.nodes[node_id]
 
-    def members(self) -> tuple[str, ...]:
-        """The members as the leader of the highest term knows them, of those that run."""
-        leaders = [node for node in self.nodes.values() if node.is_leader]
-        if not leaders:
-            return tuple(self.nodes)
-        leader = max(leaders, key=lambda node: node.status().core.term)
+    async def leading(self) -> Node:
+        """Whoever leads the highest term, whether all follow it or not; waits for one."""
+
+        def newest() -> Node | None:
+            leaders = [node for node in self.nodes.values() if node.is_leader]
+            return max(leaders, key=lambda node: node.status().core.term, default=None)
+
+        found: Node = await until("somebody leads", newest)
+        return found
+
+    async def members(self) -> tuple[str, ...]:
+        """The members that run, as their leader knows them."""
+        leader = await self.leading()
         known = {member.node_id for member in leader.configuration.members}
         return tuple(i for i in self.nodes if i in known)
 
