@@ -12,11 +12,13 @@ from jepsen_like.sim.network import Network
 from jepsen_like.sim.node import Clock, SimNode
 from jepsen_like.sim.options import SimOptions
 from jepsen_like.sim.scheduler import MS, Scheduler, stream
+from raftcore.core import effects as ef
 from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
+from raftcore.core.membership import encode_configuration
 from raftcore.core.messages import Message
 from raftcore.core.raft import Status
-from raftcore.core.types import Configuration, NodeId
+from raftcore.core.types import Configuration, Entry, EntryType, HardState, NodeId, WriteMark
 
 ELECTION_TIMEOUT_MS = 300
 #: What a node knows that is a member of nothing yet.
@@ -54,17 +56,21 @@ class CoreCluster:
         )
         names = [f"n{i}" for i in range(1, options.nodes + options.learners + 1)]
         configuration = configuration_of(names[: options.nodes], names[options.nodes :])
-        self.ghost.configurations.committed.append((0, configuration))
+        first = Entry(1, 1, EntryType.CONFIGURATION, encode_configuration(configuration))
+        self.ghost.founded(first)
         self._clock_rng = stream(seed, "clock")
         self.nodes: dict[NodeId, SimNode] = {}
         for name in names:
-            self.add_node(name, configuration)
+            self.add_node(name, first)
 
-    def add_node(self, name: NodeId, configuration: Configuration = NOBODY) -> None:
-        """A node with an empty log; by default one that is a member of nothing yet."""
+    def add_node(self, name: NodeId, first: Entry | None = None) -> None:
+        """A founder, which begins with the configuration as entry 1 in term 1, committed; or a
+        node that has heard of nobody yet."""
         drift = self._clock_rng.randint(-self.options.drift_ppm, self.options.drift_ppm)
         clock = Clock(1 + drift / 1e6)
-        image = DurableImage(configuration)
+        image = DurableImage(NOBODY)
+        if first is not None:
+            image.persist(ef.Persist(WriteMark(0, 0), HardState(1), None, (first,), 1))
         self.nodes[name] = SimNode(self, self._config(name), image, clock)
 
     def _config(self, name: NodeId) -> CoreConfig:

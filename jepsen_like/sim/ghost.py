@@ -12,8 +12,10 @@ from typing import Protocol
 from jepsen_like.sim.configurations import ConfigurationGhost
 from jepsen_like.sim.disk import DurableImage
 from jepsen_like.sim.errors import BrokenInvariantError, require
+from jepsen_like.sim.machine import link
 from raftcore.core import messages as msg
-from raftcore.core.types import NodeId
+from raftcore.core.membership import decode_configuration
+from raftcore.core.types import Configuration, Entry, NodeId
 
 __all__ = ["BrokenInvariantError", "Committed", "Ghost", "Receiver", "require"]
 
@@ -54,6 +56,14 @@ class Ghost:
     @property
     def commit_index(self) -> int:
         return len(self.committed) - 1
+
+    def founded(self, first: Entry) -> None:
+        """The entry that every founder begins with."""
+        chain = link(b"", first)
+        self.prefixes[1, 1] = chain
+        self.committed.append(Committed(chain, 1))
+        self.configurations.committed.append((0, Configuration("sim", ())))
+        self.configurations.committed.append((1, decode_configuration(first.data)))
 
     # -- elections ------------------------------------------------------------------------------
 

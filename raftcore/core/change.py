@@ -59,12 +59,15 @@ def request(s: CoreState, event: MembershipRequested) -> None:
         _answer(s, event.token, MembershipOutcome.INVALID, str(error))
         return
     _finish(s, MembershipOutcome.UNKNOWN, "another request took its place")
-    if first == s.configuration:
+    known = first == s.configuration
+    if known and is_stable(first):
         _answer(s, event.token, MembershipOutcome.DONE, "it is so already")
         return
-    index = s.log.last_index + 1
+    # What is under way already, perhaps begun by another leader, only gets another to wait for it.
+    index = s.configurations.current_index if known else s.log.last_index + 1
     s.pending_change = PendingChange(event.token, event.members, event.lease, index)
-    append(s, leadership, first)
+    if not known:
+        append(s, leadership, first)
 
 
 def _refusal(

@@ -316,9 +316,15 @@ class CoreState:
         if key == self._peers_key:
             return []
         self._peers_key = key
-        before, self.announced_peers = self.announced_peers, self.peers()
-        changed = self.announced_peers != before
-        return [PeersChanged(self.announced_peers)] if changed else []
+        before, now = self.announced_peers, self.peers()
+        ids = {m.node_id for m in now}
+        last_words = {to for to, _, _ in self._sends} - ids
+        if last_words:  # what this step still tells a former peer must find it
+            now = (*now, *(m for m in before if m.node_id in last_words))
+            now = tuple(sorted(now, key=lambda m: m.node_id))
+            self._peers_key = None  # once more with the next step
+        self.announced_peers = now
+        return [PeersChanged(now)] if now != before else []
 
     def _marked_sends(self) -> list[Send]:
         """Messages with the write that each of them waits for.

@@ -8,8 +8,8 @@ from raftcore.core.catchup import Staging
 from raftcore.core.config import MS
 from raftcore.core.membership import stage_of
 from raftcore.core.progress import Progress, ProgressState
-from raftcore.core.state import CoreState, Leadership, Role
 from raftcore.core.quorum import majority_size
+from raftcore.core.state import CoreState, Leadership, Role
 from raftcore.core.types import NodeId, Target
 
 

@@ -145,6 +145,25 @@ def test_a_removed_member_is_told_although_the_first_message_is_lost() -> None:
     assert "c" not in [p.node_id for p in a.raft.status().peers]
 
 
+def test_nothing_is_sent_to_whom_the_driver_no_longer_knows_as_a_peer() -> None:
+    c, a = led()
+    c.isolate("c")
+    a.change("ab")
+    known, sent = set("bc"), 0
+    for _ in range(100):
+        c.set_time(c.now_ns + 10 * MS)
+        for effect in a.tick():
+            if isinstance(effect, ef.PeersChanged):
+                known = {m.node_id for m in effect.peers}
+            elif isinstance(effect, ef.Send):
+                assert effect.to in known
+                sent += effect.to == "c"
+        c["b"].tick()
+        c.deliver()
+    assert sent > 1
+    assert known == {"b"}
+
+
 def test_one_request_replaces_a_dead_voter() -> None:
     c, a = led()
     c.kill("c")
@@ -522,6 +541,18 @@ def test_another_newcomer_takes_the_place_of_one_that_never_comes() -> None:
     c.advance(500)
     assert outcomes(a) == [(1, MembershipOutcome.UNKNOWN), (2, MembershipOutcome.DONE)]
     assert stages(a) == ["abc(d)!", "abc(de)!", "abce/abc", "abce"]
+
+
+def test_who_asks_for_what_is_under_way_already_waits_for_it_too() -> None:
+    c, a = led()
+    a.change("abcd")
+    c.deliver()
+    a.change("abcd", token=2)
+    assert outcomes(a) == [(1, MembershipOutcome.UNKNOWN)]
+    c.join("d")
+    c.advance(500)
+    assert outcomes(a)[1:] == [(2, MembershipOutcome.DONE)]
+    assert stages(a) == ["abc(d)!", "abcd/abc", "abcd"]
 
 
 def test_a_refused_request_leaves_the_one_under_way_alone() -> None:
