@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from raftcore import waiters
@@ -124,9 +125,14 @@ class Driver:
             self._apply_worker, lambda: recover(self._storage, self._machine)
         )
         recovered = recovery.state
-        self.raft = Raft(self.config, recovered, self._runtime.rng, self.now_ns())
+        # Another directory may have had this node's name: configurations with that one's
+        # incarnation do not mean us.
+        config = replace(self.config, incarnation=self._storage.identity.incarnation)
+        self.raft = Raft(config, recovered, self._runtime.rng, self.now_ns())
         self._peers = self.raft.peers
         self.quarantine = recovery.quarantine
+        if self.raft.removed:
+            self.removed = "it was removed before this start"
         self._rebuilt = recovery.rebuilt
         self.snapshotting = Snapshotting(
             storage=self._storage,
