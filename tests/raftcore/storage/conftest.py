@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -28,13 +29,33 @@ class Crash(BaseException):
 
 
 class FaultyFiles(Files):
-    """Crashes at the n-th named step, or fails the n-th fsync, or only writes down the steps."""
+    """Crashes at the n-th named step, or fails the n-th fsync, or only writes down the steps.
 
-    def __init__(self, crash_at: int | None = None, fail_fsync_at: int | None = None) -> None:
+    With ``tear`` the n-th write to the middle of a file is cut in half, and the process dies.
+    """
+
+    def __init__(
+        self,
+        crash_at: int | None = None,
+        fail_fsync_at: int | None = None,
+        tear_at: int | None = None,
+    ) -> None:
         self.steps: list[str] = []
         self.fsyncs = 0
+        self.pwrites = 0
         self.crash_at = crash_at
         self.fail_fsync_at = fail_fsync_at
+        self.tear_at = tear_at
+
+    def fdatasync(self, fd: int) -> None:
+        self.fsync(fd)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> None:
+        self.pwrites += 1
+        if self.tear_at == self.pwrites - 1:
+            super().pwrite(fd, data[: len(data.rstrip(b"\0")) // 2], offset)
+            raise Crash("torn")
+        super().pwrite(fd, data, offset)
 
     def reached(self, step: str) -> None:
         self.steps.append(step)
@@ -65,6 +86,16 @@ class Place:
     def bootstrap(self, directory: DataDirectory) -> None:
         member = Member("n1", "127.0.0.1:1", directory.founding_incarnation())
         directory.bootstrap(Configuration("cluster", (member,)))
+
+    def voter(self, name: str, last: int = 50, files: Files | None = None) -> LmdbLog:
+        """A new log of one voter of three, with committed entries up to ``last``."""
+        directory = self.directory(name, files)
+        own = Member("n1", "127.0.0.1:1", directory.founding_incarnation())
+        others = (Member(n, f"{n}:1", n.encode() * 8) for n in ("n2", "n3"))
+        directory.bootstrap(Configuration("cluster", (own, *others)))
+        log = self.log(directory)
+        log.persist([Write(HardState(2), None, commands(2, last, 2), commit_hint=last)])
+        return log
 
     def create(self, name: str | None = None, files: Files | None = None) -> LmdbLog:
         """A new bootstrapped log, opened."""
@@ -108,6 +139,14 @@ class Place:
         with path.open("r+b") as file:
             file.seek(offset)
             file.write(data)
+
+    def hashes(self, path: Path) -> dict[str, str]:
+        """A digest of every file below ``path`` but for the locks."""
+        return {
+            str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and file.name not in ("LOCK", "lock.mdb")
+        }
 
     def close_all(self) -> None:
         for thing in reversed(self._open):
