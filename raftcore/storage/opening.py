@@ -154,6 +154,7 @@ class Opener:
                     return self._settle(transactions, examined)
         except BaseException:
             transactions.abandon()
+            self._floor_file.close()
             raise
         transactions.abandon()
         return None

@@ -165,6 +165,7 @@ class VerifiedLog:
         self.terms: list[tuple[int, int]] = []
         self.configurations: list[tuple[int, Configuration]] = []
         self.links: dict[int, Link] = {before.index: before}
+        self.before = before
         self.tip = before
 
     def add(self, entry: Entry, link: Link, wanted: set[int]) -> None:

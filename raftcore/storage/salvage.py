@@ -120,8 +120,8 @@ def _usable_snapshot(
     it committed.
     """
     pointer = _readable(environment, SNAPSHOT, pointer_of)
-    if pointer is None and _is_absent(environment, SNAPSHOT):
-        return None
+    if pointer is None and prefix.before.index == 0 and _is_absent(environment, SNAPSHOT):
+        return None  # nothing was compacted either: there never was one
     for index, term in snapshots.positions():
         if pointer is not None and index > pointer.index:
             continue

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from raftcore.core.types import Configuration, HardState, Member
+from raftcore.core.types import Configuration, HardState, Member, SnapshotMeta
 from raftcore.storage.base import Write
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.files import Files
@@ -29,9 +29,9 @@ class Crash(BaseException):
 
 
 class FaultyFiles(Files):
-    """Crashes at the n-th named step, or fails the n-th fsync, or only writes down the steps.
+    """Crashes or fails at the n-th named step, or fails the n-th fsync, or only writes them down.
 
-    With ``tear`` the n-th write to the middle of a file is cut in half, and the process dies.
+    With ``tear_at`` the n-th write to the middle of a file is cut in half, and the process dies.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class FaultyFiles(Files):
         crash_at: int | None = None,
         fail_fsync_at: int | None = None,
         tear_at: int | None = None,
+        fail_at: int | None = None,
     ) -> None:
         self.steps: list[str] = []
         self.fsyncs = 0
@@ -46,6 +47,7 @@ class FaultyFiles(Files):
         self.crash_at = crash_at
         self.fail_fsync_at = fail_fsync_at
         self.tear_at = tear_at
+        self.fail_at = fail_at
 
     def fdatasync(self, fd: int) -> None:
         self.fsync(fd)
@@ -61,6 +63,8 @@ class FaultyFiles(Files):
         self.steps.append(step)
         if self.crash_at == len(self.steps) - 1:
             raise Crash(step)
+        if self.fail_at is not None and len(self.steps) > self.fail_at:
+            raise OSError(5, "Input/output error")
 
     def fsync(self, fd: int) -> None:
         self.fsyncs += 1
@@ -109,6 +113,16 @@ class Place:
         log.persist([Write(HardState(2), None, commands(2, last, 2), commit_hint=last)])
         return log
 
+    def snapshot(self, log: LmdbLog, index: int) -> SnapshotMeta:
+        """Take and adopt a local snapshot that holds the cluster's own configuration."""
+        (entry,) = log.read(index, index, 1)
+        configuration = log._configurations.current
+        writer = log.begin_snapshot(index, entry.term, log.chain_at(index), configuration)
+        writer.write(b"state at %d" % index)
+        meta = writer.finish()
+        log.compact(log.adopt_snapshot(meta))
+        return meta
+
     def log(self, directory: DataDirectory, **options: Any) -> LmdbLog:
         options.setdefault("map_size_bytes", MAP_SIZE_BYTES)
         log = open_log(directory, **options)
@@ -126,7 +140,12 @@ class Place:
         return self.again(self.close(log).name, **options)
 
     def again(self, name: str, **options: Any) -> LmdbLog:
-        return self.log(self.directory(name), **options)
+        directory = self.directory(name)
+        try:
+            return self.log(directory, **options)
+        except BaseException:
+            directory.close()
+            raise
 
     def crash(self, log: LmdbLog) -> Path:
         """End a run as a crash does: nothing is said about how the log was left."""
@@ -147,6 +166,12 @@ class Place:
             for file in sorted(path.rglob("*"))
             if file.is_file() and file.name not in ("LOCK", "lock.mdb")
         }
+
+    def crash_all(self) -> None:
+        """End every run as a crash does."""
+        for thing in reversed(self._open):
+            thing._abandon() if isinstance(thing, LmdbLog) else thing.close()
+        self._open.clear()
 
     def close_all(self) -> None:
         for thing in reversed(self._open):

@@ -112,7 +112,9 @@ def test_a_crash_at_any_step_of_an_install_is_recovered(
     path, before = crashed_at(place, faulty_files, crash, installed_snapshot, step)
     log = place.again("node")
     found = log.load()
-    pointed = step >= INSTALL_STEPS.index("commit:done")  # one transaction makes pointer and log change together
+    pointed = step >= INSTALL_STEPS.index(
+        "commit:done"
+    )  # one transaction makes pointer and log change together
     if pointed:
         assert (found.snapshot.index, found.first_index, found.last_index) == (70, 71, 70)
     else:
