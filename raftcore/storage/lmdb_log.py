@@ -130,7 +130,7 @@ class LmdbLog(LogReader):
         self._format = opened.format
         self._maintenance = Maintenance(opened.transactions, clock_ns)
         self._scrubber = Scrubber(
-            opened.transactions, opened.snapshots, lambda: self._shape.snapshot_index
+            opened.transactions, opened.snapshots, lambda: self._shape.snapshot_position
         )
         self.runs = opened.runs  #: how often this log has been opened, this time included
         _open_logs.add(self)

@@ -36,11 +36,11 @@ class Scrubber:
         self,
         transactions: Transactions,
         snapshots: SnapshotDirectory,
-        newest_index: Callable[[], int],
+        newest: Callable[[], tuple[int, int]],
     ) -> None:
         self._transactions = transactions
         self._snapshots = snapshots
-        self._newest_index = newest_index
+        self._newest = newest
         self._lock = threading.Lock()
         self._next_index: int | None = 1  #: None when the pass has come to the snapshots
         self._todo: list[tuple[int, int]] = []
@@ -81,7 +81,8 @@ class Scrubber:
         self._next_index = previous.index + 1
         if not found:
             self._next_index = None
-            self._todo = self._snapshots.positions()
+            newest = self._newest()
+            self._todo = sorted({*self._snapshots.positions(), *([newest] if newest[0] else [])})
 
     def _place_before(self, txn: lmdb.Transaction[bytes], index: int) -> Link:
         """The place just before ``index``; what lies there may have been compacted or replaced."""
@@ -107,9 +108,9 @@ class Scrubber:
             max_bytes -= max(1, file.read_bytes - before)
 
     def _judge(self, file: _OpenFile) -> None:
-        position = file.index, file.term
-        if file.wrong and position in self._snapshots.positions():
-            if file.index >= self._newest_index():
+        position, newest = (file.index, file.term), self._newest()
+        if file.wrong and (position == newest or position in self._snapshots.positions()):
+            if position >= newest:
                 raise LogCorruptError(f"snapshot {file.index}-{file.term}: {file.wrong}")
             # Only a fallback, and the newest one is good: nothing that is in force is damaged.
             _log.error("snapshot %d-%d: %s; it is set aside", file.index, file.term, file.wrong)
