@@ -229,7 +229,6 @@ class Driver:
             held_age_ms=outbox.held_age_ms(),
             free_bytes=self._free_bytes,
             full=self.disk_full,
-            scrub_next_index=self.maintenance.scrub.next_index,
         )
 
     def deliver(self, event: ev.Event) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from raftcore.storage.base import StorageStats
 from raftcore.transport.options import TransportStats
 
 #: Distinct label values that one histogram keeps apart at most; further ones count as "other".
@@ -138,8 +139,6 @@ _COUNTERS = _table(
     ("appends_sent", "", "Messages with entries sent."),
     ("peer_violations", "", "Messages that no correct member sends, dropped."),
     ("peers_lost", "", "Connections to peers that broke.", "peer"),
-    ("scrub_entries", "entries", "Entries verified in the background."),
-    ("scrub_passes", "", "Times that the whole log was verified in the background."),
 )
 
 _GAUGES = _table(
@@ -234,9 +233,30 @@ _TRANSPORT = _table(
     ("transport_rejected", "", "Handshakes in which this node was refused.", "code"),
 )
 
+#: What the log's store counts.
+_STORAGE = [
+    *_table(
+        Kind.COUNTER,
+        ("storage_commits", "", "Durable transactions of the store, with those of upkeep."),
+        ("storage_commit_seconds_total", "seconds", "Time spent in them, syncs included."),
+        ("floor_writes", "", "Times that FLOOR was written (D3)."),
+        ("scrub_entries", "entries", "Entries verified in the background."),
+        ("scrub_snapshots", "", "Snapshot files verified in the background."),
+        ("scrub_passes", "", "Times that everything stored was verified in the background."),
+    ),
+    *_table(
+        Kind.GAUGE,
+        ("storage_used_bytes", "bytes", "Bytes of the log's file that hold something."),
+        ("storage_free_bytes", "bytes", "Bytes of the log's file to be used again."),
+        ("storage_map_bytes", "bytes", "Size of the log's memory map."),
+        ("storage_limit_bytes", "bytes", "What the map may grow to."),
+        ("storage_runs", "", "How often this directory was opened."),
+    ),
+]
+
 #: Every figure, by name. Exporters put their own prefix before it.
 FIGURES: dict[str, Figure] = {
-    figure.name: figure for figure in (*_COUNTERS, *_GAUGES, *_HISTOGRAMS, *_TRANSPORT)
+    figure.name: figure for figure in (*_COUNTERS, *_GAUGES, *_HISTOGRAMS, *_STORAGE, *_TRANSPORT)
 }
 
 
@@ -275,8 +295,6 @@ class Counters:
     appends_sent: int = 0
     peer_violations: int = 0
     peers_lost_by: Counter[str] = field(default_factory=Counter)
-    scrub_entries: int = 0
-    scrub_passes: int = 0
 
     @property
     def proposals_refused(self) -> int:
@@ -293,6 +311,25 @@ class Counters:
                     yield Sample(figure, total, label)
             else:
                 yield Sample(figure, getattr(self, figure.name))
+
+
+def storage_samples(stats: StorageStats) -> Iterator[Sample]:
+    """What a store counted."""
+    values = {
+        "storage_commits": stats.commits,
+        "storage_commit_seconds_total": stats.commit_seconds,
+        "floor_writes": stats.floor_writes,
+        "scrub_entries": stats.scrub.entries,
+        "scrub_snapshots": stats.scrub.snapshots,
+        "scrub_passes": stats.scrub.passes,
+        "storage_used_bytes": stats.used_bytes,
+        "storage_free_bytes": stats.free_bytes,
+        "storage_map_bytes": stats.map_bytes,
+        "storage_limit_bytes": stats.limit_bytes,
+        "storage_runs": stats.runs,
+    }
+    for figure in _STORAGE:
+        yield Sample(figure, values[figure.name])
 
 
 def transport_samples(stats: TransportStats) -> Iterator[Sample]:

@@ -9,6 +9,7 @@ from typing import Any
 from raftcore.core.raft import PeerStatus, Status
 from raftcore.core.types import Configuration, Member, NodeId
 from raftcore.metrics import Counters
+from raftcore.storage.base import StorageStats
 
 __all__ = ["Counters", "DiskStatus", "NodeStatus", "Proposed", "SnapshotStatus", "stage_of"]
 
@@ -38,7 +39,6 @@ class DiskStatus:
     held_age_ms: int = 0
     free_bytes: int | None = None
     full: bool = False
-    scrub_next_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class NodeStatus:
     pending_proposals: int
     pending_waits: int
     disk: DiskStatus
+    storage: StorageStats
     snapshot: SnapshotStatus
     apply_lag_ms: int
     staleness_ms: int | None
@@ -214,6 +215,11 @@ class NodeStatus:
             f"disk: {disk.writes_waiting} writes waiting, oldest {disk.write_age_ms} ms; "
             f"last {disk.last_write_ms:.1f} ms; {disk.held_messages} messages held, "
             f"oldest {disk.held_age_ms} ms; free {free}{', FULL' if disk.full else ''}"
+        )
+        stored, scrub = self.storage, self.storage.scrub
+        yield (
+            f"store: {stored.used_bytes >> 20} MiB used of at most {stored.limit_bytes >> 20} MiB; "
+            f"opened {stored.runs} times; {scrub.entries} entries verified, {scrub.passes} passes"
         )
         words = [f"snapshot: at {self.core.snapshot_index}"]
         if snapshot.last_bytes is not None and snapshot.last_age_ms is not None:
