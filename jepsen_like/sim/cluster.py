@@ -17,7 +17,7 @@ from raftcore.core.config import CoreConfig
 from raftcore.core.messages import Message
 from raftcore.core.quorum import quorum_value
 from raftcore.core.raft import Status
-from raftcore.core.types import NodeId
+from raftcore.core.types import Lease, NodeId
 
 ELECTION_TIMEOUT_MS = 300
 
@@ -50,7 +50,10 @@ class CoreCluster:
             fifo=options.fifo,
         )
         names = [f"n{i}" for i in range(1, options.nodes + options.learners + 1)]
-        configuration = configuration_of(names[: options.nodes], names[options.nodes :])
+        lease = Lease(ELECTION_TIMEOUT_MS, options.clock_error_ppm) if options.lease else None
+        configuration = configuration_of(
+            names[: options.nodes], names[options.nodes :], lease=lease
+        )
         clock_rng = stream(seed, "clock")
         self.nodes: dict[NodeId, SimNode] = {}
         for name in names:
@@ -112,6 +115,13 @@ class CoreCluster:
     def chain_of(self, node: NodeId, index: int) -> bytes | None:
         return self.nodes[node].chain_of(index)
 
+    def may_roll_back(self, node: NodeId) -> bool:
+        """Whether a quorum stays out of quarantine: with more faults than that it is for ever."""
+        voters = self.nodes[node].raft.configuration.voters
+        images = {name: n.image for name, n in self.nodes.items()}
+        bad = sum(1 for name in voters if images[name].quarantined or name == node)
+        return not images[node].quarantined and bad <= (len(voters) - 1) // 2
+
     def check_commit_quorum(self, leader: SimNode, index: int, status: Status) -> None:
         """I8 and I9: an entry of this term, durable on a quorum at this very moment."""
         chain = leader.chains[index]
@@ -119,7 +129,7 @@ class CoreCluster:
         require(of_this_term, "I8", f"{leader.name} commits an entry of an earlier term by count")
         quorum = quorum_value(
             leader.raft.configuration,
-            lambda node: int(self.nodes[node].image.holds(index, chain)),
+            lambda node: int(self.nodes[node].image.promised(index, chain)),
         )
         require(quorum == 1, "I9", f"{index} is committed, but not durable on a quorum")
 
@@ -132,6 +142,7 @@ class CoreCluster:
         self._crash_in_step = self._crash_new_leader = 0.0
         self._disk_ms = min(self._disk_ms, 5.0)
         for node in self.nodes.values():
+            node.hung_until_ns = 0
             node.resume()
             if not node.up:
                 node.start()

@@ -23,6 +23,7 @@ from raftcore.core.types import (
     Entry,
     EntryType,
     HardState,
+    Lease,
     Member,
     NodeId,
     Position,
@@ -32,14 +33,17 @@ from raftcore.core.types import (
 
 
 def configuration_of(
-    voters: Sequence[NodeId], learners: Sequence[NodeId] = (), old_voters: Sequence[NodeId] = ()
+    voters: Sequence[NodeId],
+    learners: Sequence[NodeId] = (),
+    old_voters: Sequence[NodeId] = (),
+    lease: Lease | None = None,
 ) -> Configuration:
     """A configuration of these members."""
     members = [
         Member(name, f"{name}:1", hashlib.sha256(name.encode()).digest()[:16], name in voters)
         for name in sorted({*voters, *learners})
     ]
-    return Configuration("sim", tuple(members), tuple(old_voters))
+    return Configuration("sim", tuple(members), tuple(old_voters), lease=lease)
 
 
 def log_of(*terms: int) -> list[Entry]:
@@ -117,8 +121,8 @@ class ManualNode:
         proposals = tuple(ev.Proposal(token, item) for token, item in enumerate(data))
         return self.step(ev.Propose(self.now_ns, proposals))
 
-    def read(self, read_id: int) -> list[ef.Effect]:
-        return self.step(ev.ReadRequested(self.now_ns, read_id))
+    def read(self, read_id: int, *, by_lease: bool = False) -> list[ef.Effect]:
+        return self.step(ev.ReadRequested(self.now_ns, read_id, by_lease))
 
     def flush(self, count: int | None = None) -> None:
         """Make the oldest ``count`` writes durable (all by default) and let go what waited."""
@@ -183,6 +187,9 @@ class ManualNode:
             self._read_chunk(effect)
         elif isinstance(effect, ef.StoreSnapshotChunk):
             self._store_chunk(effect)
+        elif isinstance(effect, ef.EndQuarantine):
+            self.image.end_quarantine()
+            self.step(ev.QuarantineEnded(self.now_ns))
 
     def _read_chunk(self, effect: ef.ReadSnapshotChunk) -> None:
         data = b""
@@ -215,9 +222,10 @@ class ManualCluster:
         learners: Sequence[NodeId] = (),
         logs: Mapping[NodeId, Sequence[int]] | None = None,
         terms: Mapping[NodeId, int] | None = None,
+        lease: Lease | None = None,
         **settings: int,
     ) -> None:
-        self.configuration = configuration_of(voters, learners)
+        self.configuration = configuration_of(voters, learners, lease=lease)
         self.now_ns = 0
         self.wire: list[tuple[NodeId, Message]] = []
         self.cuts: set[tuple[NodeId, NodeId]] = set()

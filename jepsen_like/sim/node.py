@@ -77,7 +77,8 @@ class SimNode:
         #: chain at every index of the accepted log, from 0 on, never compacted
         self.chains: list[bytes] = [b""]
         self.machine = ChainMachine()
-        self._disk = Worker(cluster.scheduler, cluster.disk_time_ns, GROUP_COMMIT)
+        self.hung_until_ns = 0
+        self._disk = Worker(cluster.scheduler, self._disk_time_ns, GROUP_COMMIT)
         self._apply = Worker(cluster.scheduler, cluster.apply_time_ns, 1)
         self._inbox: list[Callable[[int], ev.Event]] = []
         self._tick_at_ns = -1
@@ -147,6 +148,11 @@ class SimNode:
         if run == self.run and not self.up:
             self.cluster.trace(f"start {self.name}")
             self.start(survivor)
+
+    def _disk_time_ns(self) -> int:
+        """A job that begins while the disk hangs waits for it."""
+        hangs_ns = self.hung_until_ns - self.cluster.scheduler.now_ns
+        return max(hangs_ns, 0) + self.cluster.disk_time_ns()
 
     def pause(self) -> None:
         self.paused = True
@@ -445,13 +451,15 @@ class SimNode:
     def reads_pending(self) -> int:
         return len(self._reads)
 
-    def read(self) -> None:
+    def read(self, *, by_lease: bool = False) -> None:
         """Ask for a linearizable read; it must see all that is committed at this moment."""
         if self.up:
             read_id = self._next_read
             self._next_read += 1
             self._reads[read_id] = self.cluster.ghost.commit_index
-            self.give(lambda now: ev.ReadRequested(now, read_id))
+            if by_lease and self.raft.lease_valid_until_ns is not None:
+                self.cluster.count("reads asked for by lease")
+            self.give(lambda now: ev.ReadRequested(now, read_id, by_lease))
             run = self.run
             self.cluster.scheduler.after(READ_PATIENCE_NS, lambda: self._abandon(run, read_id))
 
@@ -468,6 +476,21 @@ class SimNode:
     def _refused_read(self, effect: ef.ReadRefused) -> None:
         self._reads.pop(effect.read_id, None)
         self.cluster.count("reads refused")
+
+    def _end_quarantine(self, _effect: ef.EndQuarantine) -> None:
+        run = self.run
+
+        def end() -> None:
+            if self.run == run and self.up:
+                self.image.end_quarantine()
+                self.cluster.count("quarantines ended")
+                self.give(ev.QuarantineEnded)
+
+        self._disk.submit(end)
+
+    def _regressed(self, effect: ef.FollowerRegressed) -> None:
+        """In a run in which every disk that goes back is found out, the alarm is a false one."""
+        raise BrokenInvariantError("alarm", f"{self.name} says that {effect.peer} went back")
 
     def _note(self, effect: ef.Effect) -> None:
         self.cluster.count(type(effect).__name__)
@@ -488,4 +511,7 @@ _EFFECTS: dict[type[ef.Effect], Callable[[SimNode, Any], None]] = {
     ef.StoreSnapshotChunk: SimNode._store_chunk,
     ef.ReadSnapshotChunk: SimNode._read_chunk,
     ef.TransferFinished: SimNode._note,
+    ef.GaveWay: SimNode._note,
+    ef.FollowerRegressed: SimNode._regressed,
+    ef.EndQuarantine: SimNode._end_quarantine,
 }
