@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raftcore.core import health, lease
 from raftcore.core.config import MS
 from raftcore.core.progress import Progress, ProgressState
 from raftcore.core.state import CoreState, Leadership, Role
@@ -23,6 +24,8 @@ class PeerStatus:
     contact_age_ms: int
     snapshot_offset: int | None
     regressed: bool
+    quarantined: bool
+    write_age_ms: int
     paused_because: str | None
 
 
@@ -48,6 +51,10 @@ class Status:
     leader_contact_age_ms: int | None
     peers: tuple[PeerStatus, ...]
     not_leader_because: str | None
+    quarantined: bool
+    stalled: bool
+    write_age_ms: int
+    lease_remaining_ms: int | None
 
 
 def status_of(s: CoreState) -> Status:
@@ -76,7 +83,16 @@ def status_of(s: CoreState) -> Status:
         leader_contact_age_ms=None if contact is None else (s.now_ns - contact) // MS,
         peers=tuple(_peer_statuses(s, leadership)) if leadership else (),
         not_leader_because=_why_not_leader(s),
+        quarantined=s.quarantined,
+        stalled=health.is_stalled(s),
+        write_age_ms=health.write_age_ns(s) // MS,
+        lease_remaining_ms=_lease_remaining_ms(s),
     )
+
+
+def _lease_remaining_ms(s: CoreState) -> int | None:
+    until_ns = lease.valid_until_ns(s)
+    return None if until_ns is None else max(until_ns - s.now_ns, 0) // MS
 
 
 def _peer_statuses(s: CoreState, leadership: Leadership) -> list[PeerStatus]:
@@ -93,6 +109,8 @@ def _peer_statuses(s: CoreState, leadership: Leadership) -> list[PeerStatus]:
                 contact_age_ms=(s.now_ns - p.last_contact_ns) // MS,
                 snapshot_offset=p.feed.offset if p.feed else None,
                 regressed=p.regressed,
+                quarantined=p.health.quarantined,
+                write_age_ms=p.health.write_age_ms,
                 paused_because=_why_paused(s, p),
             )
         )
@@ -105,6 +123,9 @@ def _why_paused(s: CoreState, p: Progress) -> str | None:
     if p.feed is not None and s.now_ns < p.feed.not_before_ns:
         wait_ms = (p.feed.not_before_ns - s.now_ns + MS - 1) // MS
         return f"it could not install the snapshot {p.feed.failures} times; again in {wait_ms} ms"
+    if p.feed is not None and p.feed.due_ns is not None:
+        rate = s.config.snapshot_bytes_per_s
+        return f"it is being fed a snapshot, at no more than {rate} bytes per second"
     if p.feed is not None:
         return "it is being fed a snapshot"
     if p.reading is not None:
@@ -121,10 +142,23 @@ def _why_not_leader(s: CoreState) -> str | None:
         return None
     if not s.is_voter:
         return "it is not a voter of the configuration in force"
+    if s.quarantined:
+        return f"it is in quarantine: its disk went back; {_way_out(s)}"
+    if health.is_stalled(s):
+        return f"its disk is stalled: a write is unfinished for {health.write_age_ns(s) // MS} ms"
     if s.leader_id is not None:
         return f"it follows {s.leader_id}"
     if s.role is Role.PRE_CANDIDATE:
         return "it asks whether it could win (pre-vote) and has no majority yet"
     if s.role is Role.CANDIDATE:
         return "it campaigns and has no majority yet"
+    if s.now_ns < s.no_votes_until_ns:
+        wait_ms = (s.no_votes_until_ns - s.now_ns + MS - 1) // MS
+        return f"it started under a lease, and votes again in {wait_ms} ms"
     return "it waits for a leader or for its election timeout"
+
+
+def _way_out(s: CoreState) -> str:
+    if s.release_index is None:
+        return "no quorum without it has confirmed yet what it must hold"
+    return f"it must hold the leader's log up to {s.release_index}"
