@@ -22,6 +22,7 @@ class SimOptions:
         crash_in_step: probability of a crash between two effects of a step.
         crash_new_leader: probability that a new leader crashes soon, which is what leaves logs of
             different terms and lengths behind.
+        change_ms: mean time between two requests for other members, 0 for never.
         drift_ppm: bound of each node's clock rate error.
         snapshot_every: entries applied between snapshots, 0 for never.
         write_every_ms, read_every_ms: mean time between two of them.
@@ -50,6 +51,7 @@ class SimOptions:
     partition_ms: int = 0
     pause_ms: int = 0
     transfer_ms: int = 0
+    change_ms: int = 0
     drift_ppm: int = 200
     snapshot_every: int = 0
     trailing_entries: int = 5
@@ -83,7 +85,7 @@ class SimOptions:
         # not both at their smallest: that is only slow, and would not catch up in time
         window, append_entries = rng.choice(((1, 64), (2, 16), (8, 1), (8, 4), (64, 1), (64, 64)))
         options = SimOptions(nodes=nodes)
-        return replace(
+        drawn = replace(
             options,
             learners=1 if nodes > 1 and rng.random() < 0.2 else 0,
             drop=log_uniform(0.005, 0.3) if on() else 0.0,
@@ -107,7 +109,10 @@ class SimOptions:
             window=window,
             append_entries=append_entries,
             cache_bytes=rng.choice((1, 2000, 1 << 20)),
-        ).with_health_faults(seed)
+        )
+        # Last, so that the draws above are those of runs without it.
+        changing = replace(drawn, change_ms=int(log_uniform(100, 2000)) if on() else 0)
+        return changing.with_health_faults(seed)
 
     def with_health_faults(self, seed: int) -> SimOptions:
         """Disks that hang or go back, and leases; of a stream of their own, so that they do not
@@ -119,7 +124,8 @@ class SimOptions:
         return replace(
             self,
             hang_ms=hang_ms if hangs else 0,
-            rollback_ms=rollback_ms if rolls_back else 0,
+            # Members that are removed meanwhile may leave those in quarantine without a quorum.
+            rollback_ms=rollback_ms if rolls_back and not self.change_ms else 0,
             lease=lease,
             # A lease needs clocks that it can rest on.
             drift_ppm=drift_ppm if lease else self.drift_ppm,

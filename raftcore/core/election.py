@@ -58,7 +58,9 @@ def _end_leadership(s: CoreState, leadership: Leadership) -> None:
             reply = ReadIndexReply(s.node_id, s.term, read.read_id, -1)
             s.send(read.requester, reply, WaitFor.HARD_STATE)
     transfer = leadership.transfer
-    if transfer is not None and transfer.timeout_now_sent:
+    if transfer is not None and not transfer.requested:
+        pass  # nobody waits for it: the successor carries on with the change
+    elif transfer is not None and transfer.timeout_now_sent:
         # Only the leader of a later term shows what came of it; see transfer.settle_handed_over.
         s.handed_over = HandedOver(transfer.target, s.now_ns + 2 * s.election_timeout_ns)
     elif transfer is not None:
@@ -77,6 +79,18 @@ def _refuse_remote_reads(s: CoreState) -> None:
 # -- campaigning --------------------------------------------------------------------------------
 
 
+def may_campaign(s: CoreState) -> bool:
+    """A voter of the configuration in force; and one that an uncommitted configuration removes,
+    as perhaps nobody else holds that: it does not count itself then (rule 43).
+
+    It must remember what it promised (D3), and have a disk that could bear a term (D4).
+    """
+    if s.quarantined or health.is_stalled(s) or (s.incoming is not None and s.incoming.installing):
+        return False
+    _, committed = s.configurations.committed(s.log.committed)
+    return s.is_voter or s.is_voter_of(committed)
+
+
 def on_election_timeout(s: CoreState) -> None:
     reset_election_timer(s)
     if lease.promised(s):
@@ -92,12 +106,6 @@ def on_election_timeout(s: CoreState) -> None:
         campaign(s, transfer=False)
         return
     _ask_for_votes(s, pre_vote=True, transfer=False)
-
-
-def may_campaign(s: CoreState) -> bool:
-    """A voter that remembers what it promised (D3), with a disk that could bear a term (D4)."""
-    installing = s.incoming is not None and s.incoming.installing
-    return s.is_voter and not installing and not s.quarantined and not health.is_stalled(s)
 
 
 def campaign(s: CoreState, *, transfer: bool) -> None:
@@ -168,12 +176,15 @@ def become_leader(s: CoreState) -> None:
     s.leader_contact_ns = None
     next_index = s.log.last_index + 1
     leadership = Leadership(
-        progress={peer: Progress(next_index, s.now_ns) for peer in s.others()},
+        progress={m.node_id: Progress(next_index, s.now_ns) for m in s.peers()},
         heartbeat_deadline_ns=s.now_ns + s.config.heartbeat_ms * MS,
         first_index=next_index,
     )
     s.leadership = leadership
-    replication.append_as_leader(s, leadership, (Entry(next_index, s.term, EntryType.NOOP),))
+    noop = Entry(
+        next_index, s.term, EntryType.NOOP, feature_level=s.configuration.level
+    )  # fmt: skip
+    replication.append_as_leader(s, leadership, (noop,))
     replication.broadcast(s, leadership)
 
 

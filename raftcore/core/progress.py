@@ -89,15 +89,20 @@ class Progress:
     sent_commit: int = 0
     asked: int = 0  #: sequence of the newest empty append sent to find out what was lost
     asked_ns: int = 0
+    #: answers to what was sent before are those of somebody else, who had its id (rule 24)
+    after_sequence: int = -1
     #: it rejected what it had acknowledged: it lost data, and counts for nothing any more
     regressed: bool = False
     #: what its newest reply said of it, and when that came
     health: Health = field(default_factory=Health)
     health_ns: int | None = None
-    #: acknowledgements of requests up to this sequence are those of a run whose disk went back
-    distrusted_through: int = 0
     #: no snapshot chunk before this, by the limit on their rate
     paced_until_ns: int = 0
+
+    @property
+    def feature_level(self) -> int:
+        """The newest level that it knows, as it said last; 0: nothing yet."""
+        return 0 if self.health_ns is None else self.health.feature_level
 
     @property
     def counts(self) -> bool:
@@ -115,7 +120,7 @@ class Progress:
         self.state = ProgressState.PROBE
         self._clear()
         self.match_index = self.sent_commit = 0
-        self.distrusted_through = sequence
+        self.after_sequence = sequence
         self.regressed = False
 
     def become_probe(self) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from raftcore.core.effects import EndQuarantine
 from raftcore.core.messages import Heartbeat
+from raftcore.core.progress import Progress
 from raftcore.core.quorum import quorum_value
 from raftcore.core.state import CoreState, Leadership
 from raftcore.core.types import NodeId, Position
@@ -71,9 +72,9 @@ def on_ended(s: CoreState) -> None:
 # -- its leader ---------------------------------------------------------------------------------
 
 
-def release_index(s: CoreState, leadership: Leadership, peer: NodeId) -> int:
+def release_index(s: CoreState, leadership: Leadership, peer: NodeId, progress: Progress) -> int:
     """What ``peer`` must hold to leave quarantine; 0 as long as nobody can say."""
-    if not leadership.progress[peer].health.quarantined:
+    if not progress.health.quarantined:
         return 0
     committed = s.log.committed
     if committed < leadership.first_index:

@@ -41,7 +41,8 @@ def broadcast(s: CoreState, leadership: Leadership) -> None:
 
 def send_append(s: CoreState, leadership: Leadership, peer: NodeId, progress: Progress) -> None:
     """Send ``peer`` as much as it can take now, one message after the other."""
-    if progress.regressed:
+    gone = leadership.departing.get(peer)
+    if progress.regressed or (gone is not None and progress.match_index >= gone.index):
         return
     if progress.state is ProgressState.SNAPSHOT:
         snapshots.feed(s, peer, progress)
@@ -141,7 +142,7 @@ def on_append_reply(s: CoreState, leadership: Leadership, m: AppendReply) -> Non
     if progress is None:
         return
     request = progress.find(m.sequence)
-    if m.success and m.sequence > progress.distrusted_through:
+    if m.success:
         progress.forget_through(m.sequence)
         if progress.acknowledge(m.match_index):
             advance_commit(s, leadership)
@@ -178,7 +179,7 @@ def send_heartbeat(s: CoreState, leadership: Leadership, peer: NodeId, progress:
         commit=commit,
         read_counter=leadership.read_counter,
         leader_commit=s.log.committed,
-        release_index=quarantine.release_index(s, leadership, peer),
+        release_index=quarantine.release_index(s, leadership, peer, progress),
     )
     s.send(peer, heartbeat, WaitFor.NOTHING)
 

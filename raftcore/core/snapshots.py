@@ -120,8 +120,6 @@ def on_reply(s: CoreState, progress: Progress, m: SnapshotReply) -> None:
     Only the answer to the last chunk, or one that brings the peer further, lets the next one go:
     otherwise each chunk that was sent twice would be followed by two, for ever.
     """
-    if m.sequence <= progress.distrusted_through:
-        return
     if m.installed:
         progress.acknowledge(m.index)
         check_caught_up(s, progress)
