@@ -898,9 +898,11 @@ def test_a_joint_configuration_that_came_with_a_snapshot_still_needs_both_majori
 
 
 def at_level_one(**settings: int) -> tuple[ManualCluster, ManualNode]:
+    """A cluster made by release 0.1, of which only a runs a newer one so far."""
     c = ManualCluster(**settings)
-    for node in c.nodes.values():
+    for name, node in c.nodes.items():
         node.image.base = replace(node.image.base, level=1)
+        node.config = replace(node.config, feature_level=1) if name != "a" else node.config
         node.start()
     return c, c.elect("a")
 
