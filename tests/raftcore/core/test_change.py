@@ -343,6 +343,20 @@ def test_rule_42_promotion_does_not_wait_for_the_newcomer_to_equal_the_leader() 
     assert short(d.raft.configuration) == "abcd"
 
 
+def test_a_successor_gives_up_too_though_nobody_there_asked() -> None:
+    c, a = led(catch_up_ms=1000)
+    a.change("abcd")
+    c.deliver()
+    c.isolate("a")
+    c.advance(4000)
+    (leader,) = [n for n in c.leaders() if n != "a"]
+    assert stages(c[leader]) == ["abc(d)!", "abc(d)"]
+    assert outcomes(c[leader]) == []
+    c.heal()
+    c.advance(500)
+    assert outcomes(a) == [(1, MembershipOutcome.UNKNOWN)]
+
+
 def test_a_staging_that_waits_can_be_called_off() -> None:
     c, a = led()
     a.change("abcd")
@@ -472,7 +486,8 @@ def test_status_says_how_far_a_change_is_and_what_it_waits_for() -> None:
     assert status.change_waits_for == "the staging configuration at 2 to be committed"
     assert status.commit_waits_for == ("b", "c")
     c.deliver()
-    assert a.raft.status().change_waits_for == "d to catch up: round 1 of 10, 2 entries to go"
+    expected = "new voters to catch up: d (round 1 of 10, 2 entries to go)"
+    assert a.raft.status().change_waits_for == expected
     assert a.raft.status().commit_waits_for == ()
     assert c["b"].raft.status().change_waits_for == "the leader to go on"
     assert c["b"].raft.status().commit_waits_for == ()
@@ -486,6 +501,25 @@ def test_status_says_how_far_a_change_is_and_what_it_waits_for() -> None:
     assert status.change_waits_for == "the joint configuration at 3 to be committed"
     c.run_until(lambda: short(a.raft.configuration) == "bcd")
     assert a.raft.status().change_waits_for == "the stable configuration at 4 to be committed"
+
+
+def test_status_says_how_each_new_voter_catches_up() -> None:
+    c, a = led(learners="l")
+    c.join("d")
+    a.change("abcde", "l")
+    c.run_until(lambda: "caught up" in catch_ups(a).values())
+    assert catch_ups(a) == {
+        "b": None, "c": None, "d": "caught up", "e": "round 1 of 10, 2 entries to go", "l": None,
+    }  # fmt: skip
+    expected = "new voters to catch up: e (round 1 of 10, 2 entries to go)"
+    assert a.raft.status().change_waits_for == expected
+    c.join("e")
+    c.run_until(lambda: a.raft.status().stage == "joint")
+    assert set(catch_ups(a).values()) == {None}
+
+
+def catch_ups(node: ManualNode) -> dict[str, str | None]:
+    return {peer.node_id: peer.catch_up for peer in node.raft.status().peers}
 
 
 def test_status_says_that_nothing_of_this_term_is_committed() -> None:

@@ -91,6 +91,7 @@ def test_the_bytes_of_a_configuration_never_change() -> None:
         b"{}",
         b"\xff",
         GOLDEN.replace(b'"format":1', b'"format":2'),
+        GOLDEN.replace(b'"format":1', b'"format":3'),
         GOLDEN.replace(b'"ca97', b'"zz97'),
         GOLDEN.replace(b'"old_voters":["a"]', b'"old_voters":7'),
         GOLDEN.replace(b'"old_voters":["a"]', b'"old_voters":[7]'),
