@@ -67,7 +67,7 @@ def test_another_seed_gives_another_trace() -> None:
     assert run_seed(1, options).trace_hash != run_seed(2, options).trace_hash
 
 
-def test_the_write_comes_first_then_the_peers_and_notifications_last_in_every_step(
+def test_the_write_comes_first_and_notifications_last_in_every_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Durability must not hang on what is carried out before the write, such as an observer."""
