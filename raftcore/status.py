@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from raftcore.core.membership import stage_of
 from raftcore.core.raft import PeerStatus, Status
 from raftcore.core.types import Configuration, Member, NodeId
 from raftcore.metrics import Counters
 from raftcore.storage.base import StorageStats
 
-__all__ = ["Counters", "DiskStatus", "NodeStatus", "Proposed", "SnapshotStatus", "stage_of"]
+__all__ = ["Counters", "DiskStatus", "NodeStatus", "Proposed", "SnapshotStatus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class NodeStatus:
         if voter == self.core.node_id:
             return self.core.durable_index
         peer = self._peer(voter)
-        return peer.match_index if peer is not None else 0
+        return 0 if peer is None or peer.quarantined or peer.regressed else peer.match_index
 
     def _why_behind(self, voter: NodeId) -> str:
         if voter == self.core.node_id:
@@ -130,8 +131,12 @@ class NodeStatus:
         if voter not in self.connected:
             return "not connected"
         peer = self._peer(voter)
+        if peer is not None and peer.quarantined:
+            return "in quarantine: it counts for nothing"
         if peer is not None and peer.paused_because is not None:
             return peer.paused_because
+        if peer is not None and peer.write_age_ms >= 1000:
+            return f"its disk has finished nothing for {peer.write_age_ms} ms"
         if peer is not None and peer.contact_age_ms >= 1000:
             return f"silent for {peer.contact_age_ms} ms"
         return "its acknowledgement is on the way"
@@ -144,6 +149,7 @@ class NodeStatus:
             ("removed", self.removed),
             ("quarantine", self.quarantine),
             ("commit waits for", self.commit_waits_for),
+            ("change of members waits for", self.core.change_waits_for),
         ):
             if reason is not None:
                 yield f"{name}: {reason}"
@@ -184,9 +190,11 @@ class NodeStatus:
         if configuration.old_voters:
             yield f"  also needed: a majority of {_names(configuration.old_voters)}"
         if configuration.lease is not None:
-            lease = configuration.lease
+            lease, left_ms = configuration.lease, self.core.lease_remaining_ms
+            held = "not held here" if left_ms is None else f"held for {left_ms} ms yet"
             yield (
-                f"lease: {lease.election_timeout_ms} ms, clocks within {lease.clock_error_ppm} ppm"
+                f"lease: {lease.election_timeout_ms} ms, clocks within {lease.clock_error_ppm} "
+                f"ppm, {held}"
             )
         for joiner in self.joiners:
             yield f"asks to join: {joiner.node_id} at {joiner.address}"
@@ -202,8 +210,14 @@ class NodeStatus:
         if peer is not None:
             words.append(f"{self.core.last_index - peer.match_index} behind")
             words.append(f"heard {peer.contact_age_ms} ms ago")
+            if peer.quarantined:
+                words.append("in quarantine")
+            if peer.write_age_ms:
+                words.append(f"its oldest write is {peer.write_age_ms} ms old")
             if peer.snapshot_offset is not None:
                 words.append(f"snapshot at byte {peer.snapshot_offset}")
+            if peer.catch_up is not None:
+                words.append(f"catching up: {peer.catch_up}")
             if peer.paused_because is not None:
                 words.append(f"paused: {peer.paused_because}")
         return ", ".join(words)
@@ -229,13 +243,6 @@ class NodeStatus:
         if snapshot.receiving is not None:
             words.append("receiving one, {} of {} bytes".format(*snapshot.receiving))
         yield ", ".join(words)
-
-
-def stage_of(configuration: Configuration) -> str:
-    """Where a change of the members stands: ``stable``, ``staging`` or ``joint``."""
-    if configuration.old_voters:
-        return "joint"
-    return "stable" if configuration.target is None else "staging"
 
 
 def _all_voters(configuration: Configuration) -> list[NodeId]:

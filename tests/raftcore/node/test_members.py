@@ -299,7 +299,9 @@ async def test_while_new_voters_are_made_another_change_of_an_old_version_is_ref
     await three.until("it is being added", lambda: leader.status().stage == "staging")
     with pytest.raises((ChangeInProgressError, StaleVersionError)):
         await leader.change_members(leader.configuration.members, version=version)
-    assert "wanted: voters a, b, c, d" in leader.status().describe()
+    text = leader.status().describe()
+    assert "wanted: voters a, b, c, d" in text
+    assert "change of members waits for: " in text
     # who looks again may put another change in its place
     await retried(lambda: leader.remove("d"))
     with pytest.raises(OutcomeUnknownError):
