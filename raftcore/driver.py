@@ -132,8 +132,6 @@ class Driver:
         self.raft = Raft(config, recovered, self._runtime.rng, self.now_ns())
         self._peers = self.raft.peers
         self.quarantine = recovery.quarantine
-        if self.raft.removed:
-            self.removed = "it was removed before this start"
         self._rebuilt = recovery.rebuilt
         self.snapshotting = Snapshotting(
             storage=self._storage,

@@ -101,14 +101,11 @@ class NodeStatus:
         core = self.core
         if core.role != "leader" or core.commit_index >= core.last_index:
             return None
-        missing = [
-            f"{voter} ({self._why_behind(voter)})"
-            for voter in _all_voters(self.configuration)
-            if self._match_index(voter) <= core.commit_index
-        ]
+        missing = [f"{voter} ({self._why_behind(voter)})" for voter in core.commit_waits_for]
         if not missing:
-            return "an entry of this leader's own term on a quorum (thesis 3.6.2)"
-        return f"entry {core.commit_index + 1} on a quorum; not yet there: {', '.join(missing)}"
+            return "its own bookkeeping: a quorum has the last entry"
+        first, last = core.commit_index + 1, core.last_index
+        return f"entries {first} to {last} on a quorum; not yet there: {', '.join(missing)}"
 
     def describe(self) -> str:
         """All of it, in lines for people."""
@@ -118,12 +115,6 @@ class NodeStatus:
 
     def _peer(self, node_id: NodeId) -> PeerStatus | None:
         return next((peer for peer in self.core.peers if peer.node_id == node_id), None)
-
-    def _match_index(self, voter: NodeId) -> int:
-        if voter == self.core.node_id:
-            return self.core.durable_index
-        peer = self._peer(voter)
-        return 0 if peer is None or peer.quarantined or peer.regressed else peer.match_index
 
     def _why_behind(self, voter: NodeId) -> str:
         if voter == self.core.node_id:
@@ -243,10 +234,6 @@ class NodeStatus:
         if snapshot.receiving is not None:
             words.append("receiving one, {} of {} bytes".format(*snapshot.receiving))
         yield ", ".join(words)
-
-
-def _all_voters(configuration: Configuration) -> list[NodeId]:
-    return sorted({*configuration.voters, *configuration.old_voters})
 
 
 def _names(nodes: tuple[NodeId, ...]) -> str:

@@ -131,7 +131,7 @@ async def test_the_status_says_what_the_commit_waits_for(three: Any) -> None:
     await three.until("it waits", lambda: leader.status().commit_waits_for)
     index = leader.status().core.commit_index + 1
     why = leader.status().commit_waits_for
-    assert f"entry {index} on a quorum" in why
+    assert f"entries {index} to {index} on a quorum" in why
     assert f"{name(cut_off)} (not connected)" in why
     assert f"{name(other)} (" in why
     assert other.status().commit_waits_for is None, "a follower does not know"

@@ -181,6 +181,10 @@ async def test_a_leader_that_is_removed_hands_over_and_stays_as_a_silent_followe
     assert status.core.role == "follower"
     assert "removed: " in status.describe()
     assert new.configuration_version == version
+    await old.stop()
+    await three.start(name(old))
+    again = three.nodes[name(old)]
+    await three.until("it knows that after a restart too", lambda: again.removed)
 
 
 async def test_a_removed_node_disturbs_nobody(three: Any) -> None:
