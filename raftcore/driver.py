@@ -171,7 +171,7 @@ class Driver:
         def run() -> None:
             try:
                 result = job()
-            except Exception as error:  # noqa: BLE001 - handed to the awaiting caller
+            except BaseException as error:  # noqa: BLE001 - handed to who awaits it
                 failure = error
                 self._post(lambda: future.set_exception(failure))
             else:
