@@ -114,6 +114,15 @@ async def test_an_expired_session_is_replaced_when_nothing_is_open(
     assert leader.commands == [b"first", b"x"]
 
 
+async def test_several_commands_that_find_it_expired_share_the_new_session(
+    leader: Leader, session: Session
+) -> None:
+    leader.expire()
+    results = await asyncio.gather(*(session.propose(b"x") for _ in range(5)))
+    assert sorted(results) == [2, 3, 4, 5, 6]
+    assert len(leader.machine.table) == 1
+
+
 async def test_an_expired_session_leaves_an_earlier_try_unknown(
     leader: Leader, session: Session
 ) -> None:
