@@ -57,6 +57,9 @@ class Kind(IntEnum):
     LIMITS = 4
 
 
+_KINDS = tuple(Kind)
+
+
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
     """Bounds of the table. They are replicated state, changed by a command: were they a setting of
@@ -137,9 +140,9 @@ def open_envelope(raw: bytes) -> Envelope | None:
     if len(raw) < _ENVELOPE.size:
         return None
     version, kind, first_outstanding = _ENVELOPE.unpack_from(raw)
-    if version != SESSION_FORMAT or kind > max(Kind):
+    if version != SESSION_FORMAT or kind >= len(_KINDS):
         return None
-    return Envelope(Kind(kind), first_outstanding, raw[_ENVELOPE.size :])
+    return Envelope(_KINDS[kind], first_outstanding, raw[_ENVELOPE.size :])
 
 
 def open_limits(payload: bytes) -> SessionLimits | None:

@@ -93,12 +93,12 @@ class SessionStateMachine:
         return self.inner.last_applied()
 
     def apply(self, entries: Sequence[Entry], position: AppliedPosition) -> list[Any]:
-        """See :meth:`StateMachine.apply`."""
+        """See ``StateMachine.apply``."""
         decisions = [self.table.decide(entry, place) for place, entry in enumerate(entries)]
         handed = [_handed(entry, d) for entry, d in zip(entries, decisions, strict=True)]
         if self._keeper is None:
             results = self._settle(decisions, self.inner.apply(handed, position))
-            self.table.take_changes()  # nobody stores them
+            self.table.forget_changes()  # nobody stores them
             return results
         settled: list[list[Any]] = []
 
@@ -137,7 +137,7 @@ class SessionStateMachine:
         return SessionSnapshot(list(self.table.records()), self.inner.open_snapshot())
 
     def install_snapshot(self, records: Iterable[bytes], position: AppliedPosition) -> None:
-        """See :meth:`StateMachine.install_snapshot`."""
+        """See ``StateMachine.install_snapshot``."""
         rest = iter(records)
         table = SessionTable.from_records(rest)
         if self._keeper is None:

@@ -8,7 +8,7 @@ what is executed twice: what is forgotten is refused from then on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from raftcore.core.types import Entry, EntryType
@@ -151,7 +151,7 @@ class SessionTable:
         if sequence >= state.first_outstanding + self.limits.window:
             return _refused(SessionRefusal.WINDOW_FULL)
         state.replies[sequence] = place
-        return Execute(replace(entry, data=envelope.payload), state)
+        return Execute(_unwrapped(entry, envelope), state)
 
     # -- remembering and forgetting -------------------------------------------------------------
 
@@ -212,8 +212,12 @@ class SessionTable:
         for number in sorted(self._changed):
             state = self._sessions.get(number)
             changes[session_id(number)] = None if state is None else encode_session(state)
-        self._changed.clear()
+        self.forget_changes()
         return changes
+
+    def forget_changes(self) -> None:
+        """What changed so far is stored with the rest, or nowhere."""
+        self._changed.clear()
 
     def keyed_records(self) -> dict[bytes, bytes]:
         """The whole table by the keys of :meth:`take_changes`."""
@@ -251,6 +255,19 @@ class SessionTable:
                 f"the session table says {header.sessions} sessions and has {len(table._sessions)}"
             )
         return table
+
+
+def _unwrapped(entry: Entry, envelope: Envelope) -> Entry:
+    return Entry(
+        entry.index,
+        entry.term,
+        entry.type,
+        envelope.payload,
+        entry.client_id,
+        entry.sequence,
+        entry.timestamp_ms,
+        entry.feature_level,
+    )
 
 
 def _refused(reason: SessionRefusal) -> Answer:

@@ -127,7 +127,7 @@ class Cluster:
     async def propose(
         self, data: bytes, *, timeout_s: float = 10.0, client_id: bytes = b"", sequence: int = 0
     ) -> Proposed:
-        """Propose on whichever node leads; for clients and ``Session``. See :meth:`Node.propose`.
+        """Propose on whichever node leads; for clients and ``Session``. See ``Node.propose``.
 
         Raises:
             NotLeaderError: nobody leads now.

@@ -35,7 +35,7 @@ class MemoryLedger:
         return self._position
 
     def apply(self, entries: Sequence[Entry], position: AppliedPosition) -> list[int | None]:
-        """See :meth:`StateMachine.apply`."""
+        """See ``StateMachine.apply``."""
         assert entries[0].index == self._position.index + 1, "an entry twice, or a gap"
         results: list[int | None] = []
         for entry in entries:
@@ -51,7 +51,7 @@ class MemoryLedger:
         return ListView(self._position, tuple(self.commands))
 
     def install_snapshot(self, records: Iterable[bytes], position: AppliedPosition) -> None:
-        """See :meth:`StateMachine.install_snapshot`."""
+        """See ``StateMachine.install_snapshot``."""
         self.commands = list(records)
         self._position = position
 
@@ -96,13 +96,13 @@ class StoredLedger:
         return self.disk.contents.sessions
 
     def apply(self, entries: Sequence[Entry], position: AppliedPosition) -> list[int | None]:
-        """See :meth:`StateMachine.apply`."""
+        """See ``StateMachine.apply``."""
         return self.apply_with_sessions(entries, position, lambda _: {})
 
     def apply_with_sessions(
         self, entries: Sequence[Entry], position: AppliedPosition, session_writes: SessionWrites
     ) -> list[int | None]:
-        """See :meth:`SessionKeeper.apply_with_sessions`."""
+        """See ``SessionKeeper.apply_with_sessions``."""
         before = self.disk.contents
         assert entries[0].index == before.position.index + 1, "an entry twice, or a gap"
         commands = list(before.commands)
@@ -123,13 +123,13 @@ class StoredLedger:
         return ListView(contents.position, contents.commands)
 
     def install_snapshot(self, records: Iterable[bytes], position: AppliedPosition) -> None:
-        """See :meth:`StateMachine.install_snapshot`."""
+        """See ``StateMachine.install_snapshot``."""
         self.install_with_sessions(records, position, {})
 
     def install_with_sessions(
         self, records: Iterable[bytes], position: AppliedPosition, sessions: Mapping[bytes, bytes]
     ) -> None:
-        """See :meth:`SessionKeeper.install_with_sessions`."""
+        """See ``SessionKeeper.install_with_sessions``."""
         self.disk.contents = LedgerContents(tuple(records), position, dict(sessions))
 
     def discard(self) -> None:
