@@ -147,6 +147,7 @@ class Session:
             if result != SessionRefused(SessionRefusal.EXPIRED):
                 return result
             # The only try that got anywhere found the session gone: safe to begin anew.
+            await tries.pause_after(RefusedError("the session expired again and again"))
 
     async def keep_alive(self) -> bool:
         """Let the session live for another ``timeout_ms``; False if there is none any more.

@@ -114,6 +114,22 @@ async def test_an_expired_session_is_replaced_when_nothing_is_open(
     assert leader.commands == [b"first", b"x"]
 
 
+async def test_a_table_too_small_for_its_clients_refuses_in_the_end(
+    leader: Leader, session: Session
+) -> None:
+    """Every session is gone before its first command: nothing happened, and that is said."""
+    propose = leader.propose
+
+    async def thrashing(data: bytes, **more: Any) -> Proposed:
+        leader.expire()
+        return await propose(data, **more)
+
+    leader.propose = thrashing  # type: ignore[method-assign]
+    with pytest.raises(RefusedError, match="again and again"):
+        await session.propose(b"x", timeout_s=0.1)
+    assert leader.commands == [b"first"]
+
+
 async def test_several_commands_that_find_it_expired_share_the_new_session(
     leader: Leader, session: Session
 ) -> None:
