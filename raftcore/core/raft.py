@@ -229,6 +229,14 @@ class Raft:
         return self._s.term
 
     @property
+    def first_index(self) -> int:
+        return self._s.log.first_index
+
+    @property
+    def durable_index(self) -> int:
+        return self._s.log.durable
+
+    @property
     def last_position(self) -> Position:
         """Where the accepted log ends."""
         return self._s.log.last_position

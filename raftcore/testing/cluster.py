@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from raftcore.core.config import CoreConfig
 from raftcore.core.types import Configuration, Member
@@ -66,7 +66,7 @@ class Cluster:
         storage: Callable[[str, LogStorage], LogStorage] = lambda _, log: log,
         options: NodeOptions | None = None,
         seed: int = 7,
-        timing: Mapping[str, int] = TIMING,
+        timing: Mapping[str, Any] = TIMING,
     ) -> None:
         members = tuple(Member(i, f"{i}:1", i.encode().ljust(16, b"-")[:16]) for i in sorted(ids))
         self.configuration = Configuration("in-memory", members)
