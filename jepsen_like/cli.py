@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NoReturn
 
+from jepsen_like.explore.command import add_options, run_explore
 from jepsen_like.sim.runner import SeedResult, run_seed
 
 VALID, INVALID, UNKNOWN, HARNESS_ERROR = 0, 1, 2, 3
@@ -47,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     sim.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     sim.add_argument("--verbose", action="store_true", help="print every seed with what it did")
     sim.set_defaults(run=run_sim)
+    exploring = commands.add_parser("explore", help="try every order of events within bounds")
+    add_options(exploring)
+    exploring.set_defaults(run=run_explore)
     return top
 
 

@@ -1,0 +1,275 @@
+"""Copies and fingerprints of a core, for programs that try all that can happen to it.
+
+Both walk the same tables. Each class of state lists every field it has: those that make two states
+different, and those that do not, with the reason. A field in neither table fails a test, so state
+that is added later can be forgotten neither by copies nor by fingerprints.
+
+Two cores of one fingerprint do the same from then on when the same happens to them, up to what they
+draw from their random source and when they next want to be called. Of times only that enters which
+a rule can see at this moment: whether a leader was heard from lately, whether an answer is overdue.
+Whoever explores lets timeouts happen by a ``Tick`` as late as it likes; the core needs no events of
+its own for it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from raftcore.core.config import MS
+from raftcore.core.election import is_sticky
+from raftcore.core.log import RaftLog
+from raftcore.core.membership import ConfigurationStack
+from raftcore.core.progress import InFlight, Progress, SnapshotFeed
+from raftcore.core.state import (
+    Candidacy,
+    CoreState,
+    HandedOver,
+    IncomingSnapshot,
+    Leadership,
+    PendingRead,
+    Transfer,
+)
+
+if TYPE_CHECKING:
+    import random
+
+FINGERPRINT_BYTES = 16
+
+_TIME = "a time; what rules see of it is in _moment"
+_STAGED = "empty between steps"
+_MARK = "a name; in _names relative to the next one"
+
+#: What makes two states different.
+HASHED: dict[type, tuple[str, ...]] = {
+    CoreState: (
+        "log", "configurations", "term", "vote", "role", "leader_id", "leadership", "candidacy",
+        "incoming", "handed_over", "remote_reads", "confirmed_reads",
+    ),
+    RaftLog: (
+        "first_index", "last_index", "snapshot", "durable", "committed", "handed", "applied",
+        "_run_starts", "_run_terms", "_cache", "_cache_first",
+    ),
+    ConfigurationStack: ("_stack",),
+    Leadership: (
+        "progress", "first_index", "sequence", "read_counter", "reads", "reads_before_commit",
+        "uncommitted", "transfer",
+    ),
+    Progress: (
+        "next_index", "state", "match_index", "read_counter", "inflight", "feed", "sent_commit",
+        "asked", "regressed",
+    ),
+    InFlight: ("sequence", "prev_index", "last_index", "size_bytes", "proven"),
+    SnapshotFeed: ("meta", "offset", "sequence", "complete", "resends", "failures"),
+    PendingRead: ("counter", "index", "read_id", "requester"),
+    Transfer: ("target", "timeout_now_sent"),
+    HandedOver: ("target",),
+    Candidacy: ("votes",),
+    IncomingSnapshot: (
+        "meta", "leader", "term", "next_offset", "storing", "installing", "sequence",
+        "read_counter",
+    ),
+}  # fmt: skip
+
+#: What does not, and why.
+IGNORED: dict[type, dict[str, str]] = {
+    CoreState: {
+        "config": "the same as long as the node runs, but for its name, which is in _names",
+        "rng": "what it draws are times",
+        "now_ns": _TIME,
+        "leader_contact_ns": _TIME,
+        "election_deadline_ns": _TIME,
+        "reading_to_apply": _MARK,
+        "next_request_id": "only names requests; what is open is in _names",
+        "_effects": _STAGED,
+        "_sends": _STAGED,
+        "_new_entries": _STAGED,
+        "_truncate_from": _STAGED,
+        "_hard_state_changed": _STAGED,
+        "_next_mark": "only names writes; what is open is in _names",
+        "_hard_mark": _MARK,
+        "_announced": "what observers were told; nothing is decided by it",
+    },
+    RaftLog: {
+        "_pending": _MARK,
+        "_cache_size": "follows from what is cached",
+        "_cache_limit": "a setting",
+        "_slice": "remembers an answer that would be the same again",
+    },
+    ConfigurationStack: {},
+    Leadership: {
+        "heartbeat_deadline_ns": _TIME,
+        "uncommitted_bytes": "follows from what is uncommitted",
+    },
+    Progress: {
+        "last_contact_ns": _TIME,
+        "inflight_bytes": "follows from what is in flight",
+        "reading": _MARK,
+        "asked_ns": _TIME,
+    },
+    InFlight: {"sent_ns": _TIME},
+    SnapshotFeed: {"waiting_since_ns": _TIME, "not_before_ns": _TIME},
+    PendingRead: {},
+    Transfer: {"deadline_ns": _TIME},
+    HandedOver: {"deadline_ns": _TIME},
+    Candidacy: {},
+    IncomingSnapshot: {},
+}
+
+# -- copies -------------------------------------------------------------------------------------
+
+
+def clone_state(s: CoreState, rng: random.Random | None = None) -> CoreState:
+    """An independent copy between two steps; it draws from ``rng``, or from a copy of the source's.
+
+    Values are shared, everything that can change is copied.
+    """
+    assert not s.staged, "a core is copied between steps"
+    twin: CoreState = object.__new__(CoreState)
+    for name in _FIELDS[CoreState]:
+        setattr(twin, name, s.rng if name == "rng" else _copy(getattr(s, name)))
+    twin.rng = copy.copy(s.rng) if rng is None else rng
+    return twin
+
+
+def _copy(value: Any) -> Any:
+    return _copier(type(value))(value)
+
+
+def _copier(kind: type) -> Callable[[Any], Any]:
+    found = _COPIERS.get(kind)
+    if found is None:
+        if not (issubclass(kind, Enum) or _is_value(kind)):
+            raise TypeError(f"{kind.__name__} is in no table of state")
+        found = _COPIERS[kind] = _share
+    return found
+
+
+def _is_value(kind: type) -> bool:
+    """Whether it is one of the frozen records."""
+    return is_dataclass(kind) and bool(kind.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+
+
+def _share(value: Any) -> Any:
+    return value
+
+
+def _copy_items(value: Any) -> Any:
+    return type(value)(map(_copy, value))
+
+
+def _copy_mapping(value: Any) -> Any:
+    return type(value)((key, _copy(item)) for key, item in value.items())
+
+
+def _copy_fields(value: Any) -> Any:
+    kind = type(value)
+    twin: Any = object.__new__(kind)
+    for name in _FIELDS[kind]:
+        setattr(twin, name, _copy(getattr(value, name)))
+    return twin
+
+
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: (*names, *IGNORED[kind]) for kind, names in HASHED.items()
+}
+_COPIERS: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((int, bool, str, bytes, type(None), tuple), _share),
+    **dict.fromkeys((list, deque, set), _copy_items),
+    **dict.fromkeys((dict, OrderedDict), _copy_mapping),
+    **dict.fromkeys(HASHED, _copy_fields),
+}
+
+# -- fingerprints -------------------------------------------------------------------------------
+
+
+def fingerprint_of(s: CoreState) -> bytes:
+    """Sixteen bytes that stand for the state between two steps."""
+    assert not s.staged, "a core has a fingerprint between steps"
+    seen = (_names(s), _moment(s), canonical(s))
+    return blake2b(repr(seen).encode(), digest_size=FINGERPRINT_BYTES).digest()
+
+
+def _names(s: CoreState) -> Any:
+    """Whose state it is, and what is open of that which this run has numbered, counted back from
+    the next number: how many writes and requests there were before makes no difference."""
+    hard = None if s._hard_mark is None else s._hard_mark.sequence - s._next_mark
+    writes = [(mark.sequence - s._next_mark, mark.term, last) for mark, last in s.log._pending]
+    reading = [s.reading_to_apply]
+    if s.leadership is not None:
+        reading += [progress.reading for progress in s.leadership.progress.values()]
+    open_reads = [None if r is None else r - s.next_request_id for r in reading]
+    return s.node_id, hard, writes, open_reads
+
+
+def _moment(s: CoreState) -> Any:
+    """What rules see of times at this moment."""
+    leadership = s.leadership
+    if leadership is None:
+        return is_sticky(s)
+    timeout_ns, heartbeat_ns = s.election_timeout_ns, s.config.heartbeat_ms * MS
+    return [
+        (
+            s.now_ns - p.last_contact_ns < timeout_ns,
+            bool(p.inflight) and s.now_ns - p.inflight[0].sent_ns >= heartbeat_ns,
+            p.feed is not None and p.feed.waiting_since_ns is not None,
+        )
+        for p in leadership.progress.values()
+    ]
+
+
+def canonical(value: Any) -> Any:
+    """``value`` as nested tuples of plain values, in an order that does not depend on its past."""
+    kind = type(value)
+    viewer = _VIEWERS.get(kind)
+    if viewer is None:
+        if issubclass(kind, Enum):
+            viewer = _VIEWERS[kind] = _view_enum
+        elif _is_value(kind):
+            names = tuple(field.name for field in fields(kind))
+            viewer = _VIEWERS[kind] = _viewer_of(names)
+        else:
+            raise TypeError(f"{kind.__name__} is in no table of state")
+    return viewer(value)
+
+
+def _view_enum(value: Any) -> Any:
+    return value.value
+
+
+def _view_items(value: Any) -> Any:
+    return tuple(map(canonical, value))
+
+
+def _view_set(value: Any) -> Any:
+    return tuple(sorted(value))
+
+
+def _view_mapping(value: Any) -> Any:
+    return tuple((key, canonical(item)) for key, item in sorted(value.items()))
+
+
+def _view_queue(value: Any) -> Any:
+    return tuple(value.items())
+
+
+def _viewer_of(names: tuple[str, ...]) -> Callable[[Any], Any]:
+    def view(value: Any) -> Any:
+        return tuple([canonical(getattr(value, name)) for name in names])
+
+    return view
+
+
+_VIEWERS: dict[type, Callable[[Any], Any]] = {
+    **dict.fromkeys((int, bool, str, bytes, type(None)), _share),
+    **dict.fromkeys((list, deque, tuple), _view_items),
+    set: _view_set,
+    dict: _view_mapping,
+    OrderedDict: _view_queue,
+    **{kind: _viewer_of(names) for kind, names in HASHED.items()},
+}
