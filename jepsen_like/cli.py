@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from jepsen_like.explore.command import add_options, run_explore
 from jepsen_like.sim.runner import SeedResult, run_seed
-from jepsen_like.sim.transcript import rewrite
+from jepsen_like.sim.transcript import TranscriptError, rewrite
 
 VALID, INVALID, UNKNOWN, HARNESS_ERROR = 0, 1, 2, 3
 
@@ -66,7 +66,11 @@ def run_transcript(arguments: argparse.Namespace) -> int:
     differing = 0
     for path in arguments.files:
         told = path.read_text(encoding="utf-8")
-        now = rewrite(told)
+        try:
+            now = rewrite(told)
+        except TranscriptError as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            return HARNESS_ERROR
         if now == told:
             continue
         differing += 1

@@ -28,6 +28,8 @@ class Bounds:
         heartbeats: rounds of heartbeats of a leader.
         step_downs: leaders that miss their quorum and let go.
         transfers: leaderships that are handed over on request.
+        changes: requests for other members: without one of them, or with a new one for another.
+        spares: nodes that are members of nothing at the beginning.
         batch: entries of one append message.
         start: where to begin, one of :data:`STARTS`.
     """
@@ -41,19 +43,21 @@ class Bounds:
     heartbeats: int = 1
     step_downs: int = 1
     transfers: int = 0
+    changes: int = 0
+    spares: int = 0
     batch: int = 1
     start: str = "fresh"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.nodes <= MAX_NODES:
-            raise ValueError(f"nodes must be between 1 and {MAX_NODES}, not {self.nodes}")
+        if self.nodes < 1 or self.nodes + self.spares > MAX_NODES:
+            raise ValueError(f"there must be between 1 and {MAX_NODES} nodes")
         if self.start not in STARTS:
             raise ValueError(f"{self.start!r} is not a start; there are {', '.join(STARTS)}")
         if self.terms < 1 or self.batch < 1:
             raise ValueError("without a term or entries in messages there is nothing to explore")
         budgets = (
             self.entries, self.crashes, self.duplicates, self.timeouts, self.heartbeats,
-            self.step_downs, self.transfers,
+            self.step_downs, self.transfers, self.changes, self.spares,
         )  # fmt: skip
         if min(budgets) < 0:
             raise ValueError("bounds must not be negative")
@@ -65,4 +69,16 @@ class Bounds:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple("abcde"[: self.nodes])
+        return tuple("abcde"[: self.nodes + self.spares])
+
+    @property
+    def founders(self) -> tuple[str, ...]:
+        return self.names[: self.nodes]
+
+    @property
+    def wanted(self) -> tuple[tuple[str, ...], ...]:
+        """Voters that may be asked for."""
+        without = [tuple(n for n in self.founders if n != gone) for gone in self.founders]
+        if self.spares:
+            without = [(*some, self.names[self.nodes]) for some in without]
+        return tuple(without)

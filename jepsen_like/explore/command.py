@@ -32,6 +32,8 @@ _HELP = {
     "heartbeats": "rounds of heartbeats",
     "step_downs": "leaders that miss their quorum",
     "transfers": "transfers of leadership",
+    "changes": "requests for other members",
+    "spares": "nodes to become members",
     "batch": "entries of one message",
 }
 

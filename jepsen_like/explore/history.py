@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jepsen_like.explore.node import Facts, Node
-from jepsen_like.sim.ghost import require
+from jepsen_like.sim.configurations import ConfigurationGhost
+from jepsen_like.sim.errors import BrokenInvariantError, require
 from raftcore.core.messages import AppendReply
-from raftcore.core.quorum import quorum_value
 
 if TYPE_CHECKING:
     from jepsen_like.explore.space import Space
+    from raftcore.core.types import Configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Invariants:
         self._space = space
         self._histories: list[History] = []
         self._numbers: dict[History, int] = {}
+        self._configurations = ConfigurationGhost()
         self._matching: set[tuple[int, int]] = set()
 
     def number(self, history: History) -> int:
@@ -65,8 +67,8 @@ class Invariants:
         self._logs_match(nodes[index], nodes)
         if facts.led is not None:
             history = self._led(history, index, node, facts.led)
-        for commit, as_leader in facts.commits:
-            history = self._committed(history, node, nodes, commit, as_leader=as_leader)
+        for commit, counted_by in facts.commits:
+            history = self._committed(history, node, nodes, commit, counted_by)
         for to, m in facts.sent:
             if isinstance(m, AppendReply) and m.success:
                 self._acknowledged(node, nodes[self._space.index_of(to)], m)
@@ -100,7 +102,12 @@ class Invariants:
         return replace(history, leaders=leaders)
 
     def _committed(
-        self, history: History, node: Node, nodes: tuple[int, ...], index: int, *, as_leader: bool
+        self,
+        history: History,
+        node: Node,
+        nodes: tuple[int, ...],
+        index: int,
+        counted_by: Configuration | None,
     ) -> History:
         """I7: one history is committed. I8: by leaders only, and in order."""
         known = history.committed
@@ -109,22 +116,26 @@ class Invariants:
             require(node.chains[at] == known[at - 1][0], "I7", detail)
         if index <= len(known):
             return history
-        require(as_leader, "I8", f"{node.name} commits {index}, which no leader has committed")
+        if counted_by is None:
+            detail = f"{node.name} commits {index}, which no leader has committed"
+            raise BrokenInvariantError("I8", detail)
         term = node.raft.term
         detail = f"{node.name} commits {index}, an entry of an earlier term, by counting"
         require(node.terms[index] == term, "I8", detail)
-        self._durable_on_quorum(node, nodes, index)
+        self._durable_on_quorum(node, nodes, index, counted_by)
         more = tuple((node.chains[at], term) for at in range(len(known) + 1, index + 1))
         return replace(history, committed=known + more)
 
-    def _durable_on_quorum(self, leader: Node, nodes: tuple[int, ...], index: int) -> None:
-        """I9: what is committed is durable on a quorum at this very moment."""
+    def _durable_on_quorum(
+        self, leader: Node, nodes: tuple[int, ...], index: int, counted_by: Configuration
+    ) -> None:
+        """I9: what is committed is durable on a quorum at this very moment. I14: nobody who lacks
+        it could win an election from now on."""
         chain = leader.chains[index]
-        disks = {n.name: n.image for n in map(self._space.node, nodes)}
-        reached = quorum_value(
-            leader.raft.configuration, lambda name: int(disks[name].holds(index, chain))
-        )
-        require(reached == 1, "I9", f"{index} is committed, but not durable on a quorum")
+        cluster = [self._space.node(number) for number in nodes]
+        holders = {node.name for node in cluster if node.image.holds(index, chain)}
+        self._configurations.counted(leader.name, counted_by, holders, index)
+        self._configurations.nobody_else_could_win(cluster, index, chain)
 
     def _acknowledged(self, node: Node, to: int, m: AppendReply) -> None:
         """I17: whoever leads that term may count on it that this node holds the same entries."""

@@ -17,16 +17,26 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
+from jepsen_like.sim.configurations import Trail, in_order
 from jepsen_like.sim.disk import DurableImage
-from jepsen_like.sim.ghost import require
+from jepsen_like.sim.errors import require
 from jepsen_like.sim.machine import ChainMachine, link
 from raftcore.core import effects as ef
 from raftcore.core import events as ev
 from raftcore.core import messages as msg
 from raftcore.core.config import MS, CoreConfig
 from raftcore.core.fingerprint import FINGERPRINT_BYTES, canonical
+from raftcore.core.membership import decode_configuration
 from raftcore.core.raft import Raft
-from raftcore.core.types import Entry, HardState, NodeId
+from raftcore.core.types import (
+    Configuration,
+    Entry,
+    EntryType,
+    HardState,
+    Member,
+    NodeId,
+    Position,
+)
 
 HEARTBEAT_MS = 1
 #: So much longer than a heartbeat that no bound of heartbeats adds up to it.
@@ -54,8 +64,8 @@ class Facts:
     sent: list[tuple[NodeId, msg.Message]] = field(default_factory=list)
     #: the term in which the node became leader
     led: int | None = None
-    #: commit indexes that were reached, and whether as leader
-    commits: list[tuple[int, bool]] = field(default_factory=list)
+    #: commit indexes that were reached; those of leaders with the configuration they counted by
+    commits: list[tuple[int, Configuration | None]] = field(default_factory=list)
 
 
 class Node:
@@ -76,7 +86,12 @@ class Node:
         self.chains = list(self.image.chains)
         self.terms = [0, *(entry.term for entry in self.image.entries)]
         self.facts = Facts()
-        self.raft = Raft(self.config, self.image.recover(0), _RNG, self.now_ns)
+        recovered = self.image.recover(0)
+        #: configurations of the accepted log
+        self.trail: Trail = [
+            (recovered.base_index, recovered.base_configuration), *recovered.configurations
+        ]  # fmt: skip
+        self.raft = Raft(self.config, recovered, _RNG, self.now_ns)
 
     def clone(self) -> Node:
         twin = Node.__new__(Node)
@@ -90,6 +105,7 @@ class Node:
         twin.machine = self.machine.copy()
         twin.pending, twin.waiting = list(self.pending), list(self.waiting)
         twin.chains, twin.terms = list(self.chains), list(self.terms)
+        twin.trail = list(self.trail)
         twin.facts = Facts()
         twin.raft = self.raft.clone(_RNG)
         return twin
@@ -157,6 +173,10 @@ class Node:
     def hand_over(self, target: NodeId) -> None:
         self._step(ev.TransferRequested(self.now_ns, target))
 
+    def change(self, members: tuple[Member, ...]) -> None:
+        version = self.raft.configuration_index
+        self._step(ev.MembershipRequested(self.now_ns, 0, version, members))
+
     def persist(self) -> None:
         """The oldest write becomes durable: what waited for it leaves, then the core hears of it.
 
@@ -178,7 +198,7 @@ class Node:
             self._write(write)
         self._start()
         if self.raft.commit_index:
-            self.facts.commits.append((self.raft.commit_index, False))
+            self.facts.commits.append((self.raft.commit_index, None))
 
     def _write(self, write: ef.Persist) -> None:
         before, after = self.image.hard_state, write.hard_state
@@ -193,6 +213,7 @@ class Node:
     def _step(self, event: ev.Event) -> None:
         raft, facts = self.raft, self.facts
         term, led, commit = raft.term, raft.is_leader, raft.commit_index
+        counted_by = raft.configuration
         effects = raft.step(event)
         require(raft.term >= term, "I3", f"{self.name} goes back to term {raft.term}")
         leads_on = led and raft.is_leader and raft.term == term
@@ -204,7 +225,9 @@ class Node:
         if raft.commit_index != commit:
             require(raft.commit_index > commit, "I8", f"{self.name} goes back in commit")
             require(raft.commit_index < len(self.chains), "I8", f"{self.name} commits too far")
-            facts.commits.append((raft.commit_index, raft.is_leader))
+            # A leader that its own commit removes steps down in the same step.
+            as_leader = raft.is_leader or (led and raft.term == term)
+            facts.commits.append((raft.commit_index, counted_by if as_leader else None))
         for effect in effects:
             handle = _EFFECTS.get(type(effect))
             if handle is not None:
@@ -216,10 +239,39 @@ class Node:
         if write.truncate_from is not None:
             require(not leads_on, "I5", f"{self.name} truncates its log while it leads")
             del self.chains[write.truncate_from :], self.terms[write.truncate_from :]
+            self.trail = [item for item in self.trail if item[0] < write.truncate_from]
         for entry in write.entries:
             self.chains.append(link(self.chains[-1], entry))
             self.terms.append(entry.term)
+            if entry.type is EntryType.CONFIGURATION:
+                self._accept_configuration(entry)
         self.pending.append(write)
+
+    def _accept_configuration(self, entry: Entry) -> None:
+        """I14: voters change through joint mode only, one uncommitted configuration at a time, and
+        not before something of the leader's term is committed."""
+        (last, before), configuration = self.trail[-1], decode_configuration(entry.data)
+        detail = f"{self.name} holds at {entry.index} {configuration} after {before}"
+        require(in_order(before, configuration), "I14", detail)
+        if self.raft.is_leader and entry.term == self.raft.term:
+            committed = self.raft.commit_index
+            detail = f"{self.name} appends a configuration at {entry.index}, "
+            require(last <= committed, "I14", f"{detail}that at {last} is not committed")
+            own = self.terms[committed] == entry.term
+            require(own, "I14", f"{detail}nothing of its term is committed")
+        self.trail.append((entry.index, configuration))
+
+    @property
+    def accepted_position(self) -> Position:
+        return self.raft.last_position
+
+    @property
+    def durable_position(self) -> Position:
+        entries = self.image.entries
+        return Position(entries[-1].term, entries[-1].index) if entries else Position(0, 0)
+
+    def lacks(self, index: int, chain: bytes) -> bool:
+        return index >= len(self.chains) or self.chains[index] != chain
 
     def _send(self, send: ef.Send) -> None:
         if send.after is not None and send.after.sequence > self.released:
@@ -268,4 +320,6 @@ _EFFECTS: dict[type[ef.Effect], Callable[[Node, Any], None]] = {
 }
 
 #: What needs no answer here.
-_UNHEARD = (ef.Persist, ef.Notification, ef.ProposalAccepted, ef.ProposalRefused)
+_UNHEARD = (
+    ef.Persist, ef.Notification, ef.PeersChanged, ef.ProposalAccepted, ef.ProposalRefused,
+)  # fmt: skip

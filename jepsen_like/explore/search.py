@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from jepsen_like.explore.bounds import Bounds
 from jepsen_like.explore.space import Action, Space, State, Violation
-from jepsen_like.sim.ghost import BrokenInvariantError
+from jepsen_like.sim.errors import BrokenInvariantError
 
 REPORT_EVERY_S = 5.0
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -21,8 +21,8 @@ from jepsen_like.explore.bounds import Bounds
 from jepsen_like.explore.history import History, Invariants
 from jepsen_like.explore.node import ELECTION_TIMEOUT_MS, HEARTBEAT_MS, Facts, Node
 from jepsen_like.sim.disk import DurableImage
-from jepsen_like.sim.ghost import BrokenInvariantError
-from jepsen_like.sim.manual import configuration_of, log_of
+from jepsen_like.sim.errors import BrokenInvariantError
+from jepsen_like.sim.manual import configuration_of, incarnation_of, log_of, members_of
 from raftcore.core import effects as ef
 from raftcore.core import messages as msg
 from raftcore.core.config import CoreConfig
@@ -31,7 +31,7 @@ from raftcore.core.fingerprint import FINGERPRINT_BYTES, canonical
 from raftcore.core.types import HardState, NodeId, WriteMark
 
 #: What is left of the bounds, by position in a state's ``left``.
-ENTRIES, CRASHES, DUPLICATES, TIMEOUTS, HEARTBEATS, STEP_DOWNS, TRANSFERS = range(7)
+ENTRIES, CRASHES, DUPLICATES, TIMEOUTS, HEARTBEATS, STEP_DOWNS, TRANSFERS, CHANGES = range(8)
 
 
 class State(NamedTuple):
@@ -121,17 +121,19 @@ class Space:
             BrokenInvariantError: not even that can be reached without breaking one.
         """
         b = self.bounds
-        configuration = configuration_of(self.names)
+        configuration = configuration_of(b.founders)
         nodes = []
         for name in self.names:
             config = CoreConfig(
                 node_id=name,
+                incarnation=incarnation_of(name),
                 heartbeat_ms=HEARTBEAT_MS,
                 election_timeout_ms=ELECTION_TIMEOUT_MS,
                 stall_ms=1 << 40,
                 max_append_entries=b.batch,
             )
-            image = DurableImage(configuration)
+            base = configuration if name in b.founders else replace(configuration, members=())
+            image = DurableImage(base)
             if b.start == "divided":
                 term, log = _DIVIDED.get(name, _FOLLOWED)
                 first = ef.Persist(WriteMark(0, 0), HardState(term), None, tuple(log_of(*log)), 0)
@@ -139,6 +141,7 @@ class Space:
             nodes.append(self._number(Node(config, image)))
         left = (
             b.entries, b.crashes, b.duplicates, b.timeouts, b.heartbeats, b.step_downs, b.transfers,
+            b.changes,
         )  # fmt: skip
         state = State(tuple(nodes), (), left, self.invariants.number(History()))
         return self._elected(state) if b.start == "elected" else state
@@ -199,6 +202,8 @@ class Space:
                 for target, name in enumerate(self.names)
                 if name != node.name and self.bounds.transfers
             ]
+            wanted = self.bounds.wanted if self.bounds.changes else ()
+            actions += [("change", which) for which in range(len(wanted))]
         elif raft.term < self.bounds.last_term:
             actions.append(("time-out", 0))
         actions += [("crash", durable) for durable in range(len(node.pending) + 1)]
@@ -290,6 +295,8 @@ class Space:
                 node.crash(extra)
             elif kind == "hand-over":
                 node.hand_over(self.names[extra])
+            elif kind == "change":
+                node.change(members_of(self.bounds.wanted[extra]))
             else:
                 _STEPS[kind](node)
         except BrokenInvariantError as error:
@@ -335,6 +342,8 @@ class Space:
             return f"crash {name}:{action.number}  # {action.number} unfinished writes survive"
         if action.kind == "hand-over":
             return f"hand-over {name}:{self.names[action.number]}"
+        if action.kind == "change":
+            return f"change {name}:{','.join(self.bounds.wanted[action.number])}"
         return f"{action.kind} {name}"
 
     def _token(self, message: int) -> str:
@@ -390,6 +399,7 @@ _BUDGETS = {
     "beat": HEARTBEATS,
     "miss-quorum": STEP_DOWNS,
     "hand-over": TRANSFERS,
+    "change": CHANGES,
 }
 
 _STEPS: dict[str, Callable[[Node], None]] = {

@@ -5,19 +5,22 @@ and empty lines are for the reader; all other lines are what the cores did, and 
 :func:`rewrite`. A change in behaviour is then a change in a text that reads like a textbook.
 
 Commands (a node is named by its number; ``1->2`` stands for what 1 says to 2, either may be left
-out; a kind is the first word of a message)::
+out; a kind is the first word of a message, ``#7`` the request of that number)::
 
     nodes 3 [learners=4] [log.1=1,1,2] [term.1=3] [setting=value]   a new cluster
     campaign 1             all clocks move to the election deadline of 1, which ticks
     elect 1                the same, and all that follows; only its outcome is shown
     tick 1 [100ms]         its clock moves, it ticks
     time 100ms             all clocks move, nobody ticks
-    deliver [1->2] [kind] [once]   what is on the wire, and what that leads to
-    drop [1->2] [kind]     lose it
-    repeat [1->2] [kind]   deliver it, and keep it on the wire
+    pass 100ms             all tick when due and messages arrive, without being shown
+    deliver [1->2] [kind] [#7] [once]   what is on the wire, and what that leads to
+    drop [1->2] [kind] [#7]     lose it
+    repeat [1->2] [kind] [#7]   deliver it, and keep it on the wire
     propose 1 x y          commands for the log; several are one batch
     read 1 7               a read named 7
     transfer 1 [2]         hand leadership over
+    join 4                 a new node that knows nobody
+    change 1 voters=1,2 [learners=4] [lease=300]   ask 1 for these members
     hold 1 disk|apply      from now on its writes, or entries to apply, wait
     persist 1 [n], apply 1 let them go on: the oldest n writes, or all
     release 1              nothing waits any more
@@ -38,7 +41,7 @@ from raftcore.core import events as ev
 from raftcore.core.config import MS
 from raftcore.core.errors import InvariantError
 from raftcore.core.messages import Message
-from raftcore.core.types import NodeId
+from raftcore.core.types import Lease, NodeId
 
 MAX_ROUNDS = 200
 Filter = Callable[[NodeId, Message], bool]
@@ -84,6 +87,8 @@ class Scenario:
         self._lines = []
         try:
             _COMMANDS[words[0]](self, words[1:])
+        except TranscriptError:
+            raise
         except (IndexError, KeyError, ValueError) as error:
             raise TranscriptError(f"{' '.join(words)!r}: {error!r}") from error
         if self._cluster is not None:
@@ -192,8 +197,7 @@ class Scenario:
 
     def elect(self, words: list[str]) -> None:
         self.cluster.elect(words[0])
-        for name, node in self.cluster.nodes.items():
-            self._shown[name] = len(node.effects)
+        self._forget_shown()
         self.status(words)
 
     def tick(self, words: list[str]) -> None:
@@ -205,6 +209,15 @@ class Scenario:
 
     def time(self, words: list[str]) -> None:
         self.cluster.set_time(self.cluster.now_ns + _milliseconds(words[0]) * MS)
+
+    def let_pass(self, words: list[str]) -> None:
+        self.cluster.advance(_milliseconds(words[0]))
+        self._forget_shown()
+
+    def _forget_shown(self) -> None:
+        """What has happened so far is not to be shown."""
+        for name, node in self.cluster.nodes.items():
+            self._shown[name] = len(node.effects)
 
     # -- messages -------------------------------------------------------------------------------
 
@@ -228,7 +241,8 @@ class Scenario:
 
     def _deliver_one(self, to: NodeId, message: Message) -> None:
         said = f"{to} <- {message.sender}: {message_words(message)}"
-        if to in self._down or (message.sender, to) in self.cluster.cuts:
+        gone = to in self._down or to not in self.cluster.nodes
+        if gone or (message.sender, to) in self.cluster.cuts:
             self._say(f"{said}  [lost]")
             return
         self._say(said)
@@ -272,6 +286,16 @@ class Scenario:
         target = words[1] if len(words) > 1 else None
         self._act(words[0], lambda n: n.step(ev.TransferRequested(n.now_ns, target)))
 
+    def join(self, words: list[str]) -> None:
+        self.cluster.join(words[0])
+
+    def change(self, words: list[str]) -> None:
+        wanted = dict(word.split("=", 1) for word in words[1:])
+        learners = [name for name in wanted.get("learners", "").split(",") if name]
+        lease = Lease(int(wanted["lease"]), 500) if "lease" in wanted else None
+        voters = wanted["voters"].split(",")
+        self._act(words[0], lambda node: node.change(voters, learners, lease=lease))
+
     # -- looking --------------------------------------------------------------------------------
 
     def status(self, words: list[str]) -> None:
@@ -293,10 +317,12 @@ class Scenario:
 
 def _filter(words: list[str]) -> Filter:
     """Which messages are meant: by who speaks to whom, and by kind."""
-    sender = receiver = kind = ""
+    sender = receiver = kind = name = ""
     for word in words:
         if "->" in word:
             sender, _, receiver = word.partition("->")
+        elif word.startswith("#"):
+            name = f" {word}:"
         else:
             kind = word
 
@@ -305,6 +331,7 @@ def _filter(words: list[str]) -> Filter:
             receiver in ("", to)
             and sender in ("", message.sender)
             and message_words(message).startswith(kind)
+            and name in message_words(message)
         )
 
     return wanted
@@ -317,10 +344,10 @@ def _milliseconds(word: str) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Scenario, list[str]], None]] = {
-    name: getattr(Scenario, name)
+    name: getattr(Scenario, {"pass": "let_pass"}.get(name, name))
     for name in (
-        "nodes", "campaign", "elect", "tick", "time", "deliver", "drop", "repeat", "propose", "read",
-        "transfer", "hold", "persist", "apply", "release", "snapshot", "crash", "restart",
-        "isolate", "cut", "heal", "unreachable", "status", "log", "wire",
+        "nodes", "join", "campaign", "elect", "tick", "time", "pass", "deliver", "drop", "repeat",
+        "propose", "read", "transfer", "change", "hold", "persist", "apply", "release",
+        "snapshot", "crash", "restart", "isolate", "cut", "heal", "unreachable", "status", "log", "wire",
     )
 }  # fmt: skip

@@ -21,6 +21,7 @@ from enum import Enum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from raftcore.core.catchup import Departing, Rounds, Staging
 from raftcore.core.config import MS
 from raftcore.core.election import is_sticky
 from raftcore.core.log import RaftLog
@@ -32,6 +33,7 @@ from raftcore.core.state import (
     HandedOver,
     IncomingSnapshot,
     Leadership,
+    PendingChange,
     PendingRead,
     Transfer,
 )
@@ -49,7 +51,8 @@ _MARK = "a name; in _names relative to the next one"
 HASHED: dict[type, tuple[str, ...]] = {
     CoreState: (
         "log", "configurations", "term", "vote", "role", "leader_id", "leadership", "candidacy",
-        "incoming", "handed_over", "remote_reads", "confirmed_reads",
+        "incoming", "handed_over", "pending_change", "was_member", "removed", "judged_index",
+        "remote_reads", "confirmed_reads", "announced_peers",
     ),
     RaftLog: (
         "first_index", "last_index", "snapshot", "durable", "committed", "handed", "applied",
@@ -58,16 +61,20 @@ HASHED: dict[type, tuple[str, ...]] = {
     ConfigurationStack: ("_stack",),
     Leadership: (
         "progress", "first_index", "sequence", "read_counter", "reads", "reads_before_commit",
-        "uncommitted", "transfer",
+        "uncommitted", "transfer", "staging", "span", "departing",
     ),
     Progress: (
         "next_index", "state", "match_index", "read_counter", "inflight", "feed", "sent_commit",
-        "asked", "regressed",
+        "asked", "feature_level", "after_sequence", "regressed",
     ),
     InFlight: ("sequence", "prev_index", "last_index", "size_bytes", "proven"),
     SnapshotFeed: ("meta", "offset", "sequence", "complete", "resends", "failures"),
     PendingRead: ("counter", "index", "read_id", "requester"),
-    Transfer: ("target", "timeout_now_sent"),
+    PendingChange: ("token", "members", "lease", "index", "given_up"),
+    Staging: ("index", "rounds", "handed_over"),
+    Rounds: ("goal_index", "position", "number", "caught_up"),
+    Departing: ("member", "index"),
+    Transfer: ("target", "timeout_now_sent", "requested"),
     HandedOver: ("target",),
     Candidacy: ("votes",),
     IncomingSnapshot: (
@@ -93,6 +100,7 @@ IGNORED: dict[type, dict[str, str]] = {
         "_hard_state_changed": _STAGED,
         "_next_mark": "only names writes; what is open is in _names",
         "_hard_mark": _MARK,
+        "_peers_key": "follows from the configurations and from what is announced",
         "_announced": "what observers were told; nothing is decided by it",
     },
     RaftLog: {
@@ -115,6 +123,10 @@ IGNORED: dict[type, dict[str, str]] = {
     InFlight: {"sent_ns": _TIME},
     SnapshotFeed: {"waiting_since_ns": _TIME, "not_before_ns": _TIME},
     PendingRead: {},
+    PendingChange: {},
+    Staging: {},
+    Rounds: {"started_ns": _TIME, "moved_ns": _TIME},
+    Departing: {"deadline_ns": _TIME},
     Transfer: {"deadline_ns": _TIME},
     HandedOver: {"deadline_ns": _TIME},
     Candidacy: {},
@@ -182,7 +194,7 @@ _COPIERS: dict[type, Callable[[Any], Any]] = {
     **dict.fromkeys((int, bool, str, bytes, type(None), tuple), _share),
     **dict.fromkeys((list, deque, set), _copy_items),
     **dict.fromkeys((dict, OrderedDict), _copy_mapping),
-    **dict.fromkeys(HASHED, _copy_fields),
+    **{kind: _share if _is_value(kind) else _copy_fields for kind in HASHED},
 }
 
 # -- fingerprints -------------------------------------------------------------------------------
@@ -213,7 +225,7 @@ def _moment(s: CoreState) -> Any:
     if leadership is None:
         return is_sticky(s)
     timeout_ns, heartbeat_ns = s.election_timeout_ns, s.config.heartbeat_ms * MS
-    return [
+    peers = [
         (
             s.now_ns - p.last_contact_ns < timeout_ns,
             bool(p.inflight) and s.now_ns - p.inflight[0].sent_ns >= heartbeat_ns,
@@ -221,6 +233,13 @@ def _moment(s: CoreState) -> Any:
         )
         for p in leadership.progress.values()
     ]
+    rounds = [] if leadership.staging is None else leadership.staging.rounds.values()
+    catching_up = [
+        (s.now_ns - r.started_ns < timeout_ns, s.now_ns - r.moved_ns < s.config.catch_up_ms * MS)
+        for r in rounds
+    ]
+    told = [s.now_ns >= gone.deadline_ns for gone in leadership.departing.values()]
+    return peers, catching_up, told
 
 
 def canonical(value: Any) -> Any:

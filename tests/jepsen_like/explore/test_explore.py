@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import random
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from jepsen_like.explore import Bounds, Figures, Space, Violation, explore
 from jepsen_like.explore.node import Node
 from jepsen_like.explore.search import replay
 from jepsen_like.explore.space import Action, State
-from raftcore.core import election, messages, quorum, replication
+from raftcore.core import change, election, membership, messages, quorum, replication
 from raftcore.core.log import RaftLog
 from raftcore.core.messages import AppendReply, AppendRequest, Message, VoteReply, VoteRequest
 from raftcore.core.state import CoreState, Leadership, WaitFor
@@ -39,7 +40,18 @@ SCOPES: dict[str, tuple[Bounds, int, int, int]] = {
         Bounds(start="elected", terms=1, timeouts=0, entries=1, crashes=0, transfers=1, **PLAIN),
         60_000, 3, 5,
     ),
-    "five nodes": (Bounds(nodes=5, terms=1, timeouts=1, entries=0, **PLAIN), 20_000, 5, 0),
+    "removal": (
+        Bounds(start="elected", terms=1, timeouts=1, entries=0, crashes=1, changes=1, **PLAIN),
+        40_000, 1, 3,
+    ),
+    "replacement": (
+        Bounds(
+            start="elected", terms=1, timeouts=1, entries=0, crashes=0, changes=1, spares=1,
+            batch=9, **PLAIN,
+        ),
+        40_000, 1, 3,
+    ),
+    "five nodes": (Bounds(nodes=5, terms=1, timeouts=1, entries=0, **PLAIN), 20_000, 2, 0),
 }  # fmt: skip
 
 
@@ -148,6 +160,25 @@ def applies_before_durable(patch: pytest.MonkeyPatch) -> None:
 FRESH = Bounds(terms=1, entries=0, timeouts=2, **PLAIN)
 ELECTED = Bounds(start="elected", terms=1, entries=1, timeouts=1, **PLAIN)
 DIVIDED = Bounds(start="divided", terms=1, entries=0, timeouts=1, **PLAIN)
+
+
+def joint_is_the_new_majority_only(patch: pytest.MonkeyPatch) -> None:
+    count = quorum.quorum_value
+    patch.setattr(
+        replication, "quorum_value",
+        lambda c, value_of: count(dataclasses.replace(c, old_voters=(), leaving=()), value_of),
+    )  # fmt: skip
+
+
+def changes_without_joint_mode(patch: pytest.MonkeyPatch) -> None:
+    joint = membership.joint_of
+    patch.setattr(change, "joint_of", lambda staging: membership.final_of(joint(staging)))
+
+
+REPLACED = Bounds(
+    start="elected", terms=1, timeouts=0, entries=0, crashes=0, changes=1, spares=1, batch=9,
+    **PLAIN,
+)  # fmt: skip
 REPAIRED = Bounds(start="divided", terms=1, entries=0, timeouts=1, crashes=0, batch=9, **PLAIN)
 
 MUTANTS = {
@@ -159,6 +190,8 @@ MUTANTS = {
     "any log is up to date": (any_log_is_up_to_date, ELECTED, {"I6"}),
     "old terms are counted": (counts_entries_of_old_terms, DIVIDED, {"I8"}),
     "commit of what was not verified": (commits_what_it_did_not_verify, REPAIRED, {"I7"}),
+    "joint mode counts the new voters only": (joint_is_the_new_majority_only, REPLACED, {"I9"}),
+    "voters change without joint mode": (changes_without_joint_mode, REPLACED, {"I14"}),
     "leader counts itself early": (counts_itself_too_early, FRESH, {"I17"}),
     "applied before durable": (applies_before_durable, ELECTED, {"I10"}),
 }
