@@ -348,6 +348,7 @@ _COMMANDS: dict[str, Callable[[Scenario, list[str]], None]] = {
     for name in (
         "nodes", "join", "campaign", "elect", "tick", "time", "pass", "deliver", "drop", "repeat",
         "propose", "read", "transfer", "change", "hold", "persist", "apply", "release",
-        "snapshot", "crash", "restart", "isolate", "cut", "heal", "unreachable", "status", "log", "wire",
+        "snapshot", "crash", "restart", "isolate", "cut", "heal", "unreachable", "status", "log",
+        "wire",
     )
 }  # fmt: skip
