@@ -7,7 +7,7 @@ and empty lines are for the reader; all other lines are what the cores did, and 
 Commands (a node is named by its number; ``1->2`` stands for what 1 says to 2, either may be left
 out; a kind is the first word of a message, ``#7`` the request of that number)::
 
-    nodes 3 [learners=4] [log.1=1,1,2] [term.1=3] [setting=value]   a new cluster
+    nodes 3 [learners=4] [log.1=1,1,2] [term.1=3] [lease=300] [setting=value]   a new cluster
     campaign 1             all clocks move to the election deadline of 1, which ticks
     elect 1                the same, and all that follows; only its outcome is shown
     tick 1 [100ms]         its clock moves, it ticks
@@ -17,7 +17,7 @@ out; a kind is the first word of a message, ``#7`` the request of that number)::
     drop [1->2] [kind] [#7]     lose it
     repeat [1->2] [kind] [#7]   deliver it, and keep it on the wire
     propose 1 x y          commands for the log; several are one batch
-    read 1 7               a read named 7
+    read 1 7 [lease]       a read named 7
     transfer 1 [2]         hand leadership over
     join 4                 a new node that knows nobody
     change 1 voters=1,2 [learners=4] [lease=300]   ask 1 for these members
@@ -26,6 +26,7 @@ out; a kind is the first word of a message, ``#7`` the request of that number)::
     release 1              nothing waits any more
     snapshot 1             of its state machine as it is
     crash 1, restart 1     what is not durable is lost
+    rollback 1 5           the disk of a crashed node goes back to index 5, and says so (D3)
     isolate 1, cut 1 2, heal       connections
     unreachable 1 2        the transport of 1 reports that it lost 2
     status [1], log [1], wire      look
@@ -44,6 +45,7 @@ from raftcore.core.messages import Message
 from raftcore.core.types import Lease, NodeId
 
 MAX_ROUNDS = 200
+CLOCK_ERROR_PPM = 500
 Filter = Callable[[NodeId, Message], bool]
 
 
@@ -89,7 +91,7 @@ class Scenario:
             _COMMANDS[words[0]](self, words[1:])
         except TranscriptError:
             raise
-        except (IndexError, KeyError, ValueError) as error:
+        except (AssertionError, IndexError, KeyError, ValueError) as error:
             raise TranscriptError(f"{' '.join(words)!r}: {error!r}") from error
         if self._cluster is not None:
             self._cluster.collect()
@@ -147,7 +149,15 @@ class Scenario:
                 terms[name] = int(value)
             else:
                 settings[key] = int(value)
-        self._cluster = ManualCluster(names, learners=learners, logs=logs, terms=terms, **settings)
+        lease = settings.pop("lease", 0)
+        self._cluster = ManualCluster(
+            names,
+            learners=learners,
+            lease=Lease(lease, CLOCK_ERROR_PPM) if lease else None,
+            logs=logs,
+            terms=terms,
+            **settings,
+        )
         self._shown, self._down = {}, set()
 
     def hold(self, words: list[str]) -> None:
@@ -177,6 +187,11 @@ class Scenario:
         self._down.add(words[0])
         if lost:
             self._say(f"{words[0]} loses {' '.join(f'w{number}' for number in lost)}")
+
+    def rollback(self, words: list[str]) -> None:
+        if words[0] not in self._down:
+            raise TranscriptError(f"{words[0]} is up")
+        self.cluster[words[0]].image.roll_back(int(words[1]))
 
     def restart(self, words: list[str]) -> None:
         (name,) = words
@@ -280,7 +295,8 @@ class Scenario:
         self._act(words[0], lambda node: node.propose(*(word.encode() for word in words[1:])))
 
     def read(self, words: list[str]) -> None:
-        self._act(words[0], lambda node: node.read(int(words[1])))
+        by_lease = "lease" in words[2:]
+        self._act(words[0], lambda node: node.read(int(words[1]), by_lease=by_lease))
 
     def transfer(self, words: list[str]) -> None:
         target = words[1] if len(words) > 1 else None
@@ -292,7 +308,7 @@ class Scenario:
     def change(self, words: list[str]) -> None:
         wanted = dict(word.split("=", 1) for word in words[1:])
         learners = [name for name in wanted.get("learners", "").split(",") if name]
-        lease = Lease(int(wanted["lease"]), 500) if "lease" in wanted else None
+        lease = Lease(int(wanted["lease"]), CLOCK_ERROR_PPM) if "lease" in wanted else None
         voters = wanted["voters"].split(",")
         self._act(words[0], lambda node: node.change(voters, learners, lease=lease))
 
@@ -348,7 +364,7 @@ _COMMANDS: dict[str, Callable[[Scenario, list[str]], None]] = {
     for name in (
         "nodes", "join", "campaign", "elect", "tick", "time", "pass", "deliver", "drop", "repeat",
         "propose", "read", "transfer", "change", "hold", "persist", "apply", "release",
-        "snapshot", "crash", "restart", "isolate", "cut", "heal", "unreachable", "status", "log",
-        "wire",
+        "snapshot", "crash", "rollback", "restart", "isolate", "cut", "heal", "unreachable",
+        "status", "log", "wire",
     )
 }  # fmt: skip

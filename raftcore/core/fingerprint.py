@@ -21,6 +21,7 @@ from enum import Enum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from raftcore.core import health, lease
 from raftcore.core.catchup import Departing, Rounds, Staging
 from raftcore.core.config import MS
 from raftcore.core.election import is_sticky
@@ -52,7 +53,8 @@ HASHED: dict[type, tuple[str, ...]] = {
     CoreState: (
         "log", "configurations", "term", "vote", "role", "leader_id", "leadership", "candidacy",
         "incoming", "handed_over", "pending_change", "was_member", "removed", "judged_index",
-        "remote_reads", "confirmed_reads", "announced_peers",
+        "quarantined", "release_index", "ending_quarantine", "verified", "remote_reads",
+        "confirmed_reads", "announced_peers",
     ),
     RaftLog: (
         "first_index", "last_index", "snapshot", "durable", "committed", "handed", "applied",
@@ -61,11 +63,12 @@ HASHED: dict[type, tuple[str, ...]] = {
     ConfigurationStack: ("_stack",),
     Leadership: (
         "progress", "first_index", "sequence", "read_counter", "reads", "reads_before_commit",
-        "uncommitted", "transfer", "staging", "span", "departing",
+        "uncommitted", "transfer", "lease_broken", "staging", "span",
+        "departing",
     ),
     Progress: (
         "next_index", "state", "match_index", "read_counter", "inflight", "feed", "sent_commit",
-        "asked", "feature_level", "after_sequence", "regressed",
+        "asked", "after_sequence", "health", "regressed",
     ),
     InFlight: ("sequence", "prev_index", "last_index", "size_bytes", "proven"),
     SnapshotFeed: ("meta", "offset", "sequence", "complete", "resends", "failures"),
@@ -91,6 +94,8 @@ IGNORED: dict[type, dict[str, str]] = {
         "now_ns": _TIME,
         "leader_contact_ns": _TIME,
         "election_deadline_ns": _TIME,
+        "no_votes_until_ns": _TIME,
+        "unfinished_writes": "the same writes as the log's; their times are in _moment",
         "reading_to_apply": _MARK,
         "next_request_id": "only names requests; what is open is in _names",
         "_effects": _STAGED,
@@ -113,15 +118,18 @@ IGNORED: dict[type, dict[str, str]] = {
     Leadership: {
         "heartbeat_deadline_ns": _TIME,
         "uncommitted_bytes": "follows from what is uncommitted",
+        "rounds": _TIME,
     },
     Progress: {
         "last_contact_ns": _TIME,
         "inflight_bytes": "follows from what is in flight",
         "reading": _MARK,
         "asked_ns": _TIME,
+        "health_ns": _TIME,
+        "paced_until_ns": _TIME,
     },
     InFlight: {"sent_ns": _TIME},
-    SnapshotFeed: {"waiting_since_ns": _TIME, "not_before_ns": _TIME},
+    SnapshotFeed: {"waiting_since_ns": _TIME, "due_ns": _TIME, "not_before_ns": _TIME},
     PendingRead: {},
     PendingChange: {},
     Staging: {},
@@ -175,6 +183,10 @@ def _copy_items(value: Any) -> Any:
     return type(value)(map(_copy, value))
 
 
+def _copy_deque(value: deque[Any]) -> deque[Any]:
+    return deque(map(_copy, value), value.maxlen)
+
+
 def _copy_mapping(value: Any) -> Any:
     return type(value)((key, _copy(item)) for key, item in value.items())
 
@@ -192,7 +204,8 @@ _FIELDS: dict[type, tuple[str, ...]] = {
 }
 _COPIERS: dict[type, Callable[[Any], Any]] = {
     **dict.fromkeys((int, bool, str, bytes, type(None), tuple), _share),
-    **dict.fromkeys((list, deque, set), _copy_items),
+    **dict.fromkeys((list, set), _copy_items),
+    deque: _copy_deque,
     **dict.fromkeys((dict, OrderedDict), _copy_mapping),
     **{kind: _share if _is_value(kind) else _copy_fields for kind in HASHED},
 }
@@ -221,25 +234,31 @@ def _names(s: CoreState) -> Any:
 
 def _moment(s: CoreState) -> Any:
     """What rules see of times at this moment."""
+    own = (is_sticky(s), lease.binds(s), health.is_stalled(s))
     leadership = s.leadership
     if leadership is None:
-        return is_sticky(s)
-    timeout_ns, heartbeat_ns = s.election_timeout_ns, s.config.heartbeat_ms * MS
-    peers = [
-        (
-            s.now_ns - p.last_contact_ns < timeout_ns,
-            bool(p.inflight) and s.now_ns - p.inflight[0].sent_ns >= heartbeat_ns,
-            p.feed is not None and p.feed.waiting_since_ns is not None,
-        )
-        for p in leadership.progress.values()
-    ]
+        return own
+    peers = [_moment_of(s, progress) for progress in leadership.progress.values()]
     rounds = [] if leadership.staging is None else leadership.staging.rounds.values()
+    patience_ns = s.config.catch_up_ms * MS
     catching_up = [
-        (s.now_ns - r.started_ns < timeout_ns, s.now_ns - r.moved_ns < s.config.catch_up_ms * MS)
+        (s.now_ns - r.started_ns < s.election_timeout_ns, s.now_ns - r.moved_ns < patience_ns)
         for r in rounds
     ]
     told = [s.now_ns >= gone.deadline_ns for gone in leadership.departing.values()]
-    return peers, catching_up, told
+    return own, lease.is_valid(s), peers, catching_up, told
+
+
+def _moment_of(s: CoreState, p: Progress) -> Any:
+    """What a leader sees of the times of one peer."""
+    timeout_ns, heartbeat_ns = s.election_timeout_ns, s.config.heartbeat_ms * MS
+    feed = p.feed
+    return (
+        s.now_ns - p.last_contact_ns < timeout_ns,
+        None if p.health_ns is None else s.now_ns - p.health_ns <= timeout_ns,
+        bool(p.inflight) and s.now_ns - p.inflight[0].sent_ns >= heartbeat_ns,
+        feed is not None and (feed.waiting_since_ns is not None, feed.due_ns is not None),
+    )
 
 
 def canonical(value: Any) -> Any:

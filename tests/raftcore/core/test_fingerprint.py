@@ -58,7 +58,7 @@ def test_every_class_of_state_is_in_the_tables() -> None:
 
 BUSY = SimOptions(
     nodes=3, drop=0.05, crash_ms=700, transfer_ms=300, partition_ms=600, snapshot_every=10,
-    trailing_entries=0, cache_bytes=2000, read_every_ms=5, change_ms=200,
+    trailing_entries=0, cache_bytes=2000, read_every_ms=5, change_ms=200, lease=True, rollback_ms=400,
 )  # fmt: skip
 
 
