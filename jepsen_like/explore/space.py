@@ -105,6 +105,7 @@ class Space:
         self.bounds = bounds
         self.names = bounds.names
         self.invariants = Invariants(self)
+        self._last_term = bounds.last_term
         self._known: list[Known] = []
         self._numbers: dict[bytes, int] = {}
         #: receiver, sender and message
@@ -204,7 +205,7 @@ class Space:
             ]
             wanted = self.bounds.wanted if self.bounds.changes else ()
             actions += [("change", which) for which in range(len(wanted))]
-        elif raft.term < self.bounds.last_term:
+        elif raft.term < self._last_term:
             actions.append(("time-out", 0))
         actions += [("crash", durable) for durable in range(len(node.pending) + 1)]
         return Known(
@@ -323,7 +324,7 @@ class Space:
         """Whether delivering it would never again change anything, however late it comes."""
         to, sender, m = self._messages[message]
         known = self._known[nodes[to]]
-        told = self._known[nodes[sender]].durable_term >= self.bounds.last_term
+        told = self._known[nodes[sender]].durable_term >= self._last_term
         key = (message, known.durable_term, known.term, known.role, told)
         dead = self._dead.get(key)
         if dead is None:
