@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from raftcore.core.types import HardState
 from raftcore.errors import ExitCode, FormatTooNewError, LogCorruptError, StorageError
-from raftcore.storage import environment
+from raftcore.storage import environment, opening
 from raftcore.storage.base import Write
 from raftcore.storage.files import Files
 from raftcore.storage.floor import Floor
@@ -429,3 +430,48 @@ def test_an_unpointed_snapshot_in_a_damaged_log_is_not_believed(place: Any) -> N
     found = place.again("node").load()
     assert found.snapshot == kept
     assert found.last_index == 29
+
+
+def test_what_lmdb_finds_wrong_while_the_content_is_read_is_damage_too(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that was left clean is not walked page by page before it is read."""
+    path = place.close(filled(place))
+    real = opening.verify_entries
+    calls: list[int] = []
+
+    def fail(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise lmdb.CorruptedError("mdb_cursor_get: a page of a wrong kind")
+        return real(*arguments)
+
+    monkeypatch.setattr(opening, "verify_entries", fail)
+    found = place.again("node").load()
+    assert found.quarantine.startswith("E_LOG_CORRUPT: the log does not read")
+    assert found.last_index == 50, "all of it verified when it was copied"
+    assert (path / "log.damaged-1").exists()
+
+
+def test_a_log_that_fails_to_settle_is_closed_again(place: Any, faulty_files: Any) -> None:
+    place.close(filled(place))
+    files = faulty_files()
+    log = place.log(place.directory("node", files))
+    settled = len(files.steps) - 1
+    assert files.steps[settled] == "snapshots:settled"
+    place.close(log)
+    with pytest.raises(StorageError):
+        place.log(place.directory("node", faulty_files(fail_at=settled)))
+    place.crash_all()
+    assert place.again("node").load().quarantine is None
+
+
+def test_another_file_under_the_pointers_name_is_not_kept(place: Any) -> None:
+    log = filled(place)
+    older, newest = place.snapshot(log, 20), place.snapshot(log, 30)
+    _, forged = make_snapshot(30, 2, newest.chain, [b"forged"])
+    path = place.crash(log)
+    (path / "snap" / "30-2.snap").write_bytes(forged)
+    flip_entry(path, 45)
+    found = place.again("node").load()
+    assert (found.snapshot, found.last_index) == (older, 44)
