@@ -6,7 +6,7 @@ to leave a connected quorum without a leader (rules 8 to 11).
 
 from __future__ import annotations
 
-from raftcore.core import replication
+from raftcore.core import health, lease, replication
 from raftcore.core.config import MS
 from raftcore.core.effects import ReadRefused, RefusalReason, TransferFinished
 from raftcore.core.messages import ReadIndexReply, VoteReply, VoteRequest
@@ -58,7 +58,9 @@ def _end_leadership(s: CoreState, leadership: Leadership) -> None:
             reply = ReadIndexReply(s.node_id, s.term, read.read_id, -1)
             s.send(read.requester, reply, WaitFor.HARD_STATE)
     transfer = leadership.transfer
-    if transfer is not None and transfer.timeout_now_sent:
+    if transfer is not None and not transfer.requested:
+        pass  # nobody waits for it: the successor carries on with the change
+    elif transfer is not None and transfer.timeout_now_sent:
         # Only the leader of a later term shows what came of it; see transfer.settle_handed_over.
         s.handed_over = HandedOver(transfer.target, s.now_ns + 2 * s.election_timeout_ns)
     elif transfer is not None:
@@ -77,12 +79,26 @@ def _refuse_remote_reads(s: CoreState) -> None:
 # -- campaigning --------------------------------------------------------------------------------
 
 
+def may_campaign(s: CoreState) -> bool:
+    """A voter of the configuration in force; and one that an uncommitted configuration removes,
+    as perhaps nobody else holds that: it does not count itself then (rule 43).
+
+    It must remember what it promised (D3), and have a disk that could bear a term (D4).
+    """
+    if s.quarantined or health.is_stalled(s) or (s.incoming is not None and s.incoming.installing):
+        return False
+    _, committed = s.configurations.committed(s.log.committed)
+    return s.is_voter or s.is_voter_of(committed)
+
+
 def on_election_timeout(s: CoreState) -> None:
     reset_election_timer(s)
+    if lease.promised(s):
+        return  # the lease came into force after this deadline was drawn
     # Forget the leader, or this node would refuse others' pre-votes for its sake (rule 8).
     s.leader_id = None
     _refuse_remote_reads(s)
-    if not s.is_voter or (s.incoming is not None and s.incoming.installing):
+    if not may_campaign(s):
         return
     s.role = Role.PRE_CANDIDATE
     s.candidacy = Candidacy({s.node_id: True})
@@ -160,12 +176,15 @@ def become_leader(s: CoreState) -> None:
     s.leader_contact_ns = None
     next_index = s.log.last_index + 1
     leadership = Leadership(
-        progress={peer: Progress(next_index, s.now_ns) for peer in s.others()},
+        progress={m.node_id: Progress(next_index, s.now_ns) for m in s.peers()},
         heartbeat_deadline_ns=s.now_ns + s.config.heartbeat_ms * MS,
         first_index=next_index,
     )
     s.leadership = leadership
-    replication.append_as_leader(s, leadership, (Entry(next_index, s.term, EntryType.NOOP),))
+    noop = Entry(
+        next_index, s.term, EntryType.NOOP, feature_level=s.configuration.level
+    )  # fmt: skip
+    replication.append_as_leader(s, leadership, (noop,))
     replication.broadcast(s, leadership)
 
 
@@ -177,7 +196,7 @@ def is_sticky(s: CoreState) -> bool:
 
     A leader counts itself: check-quorum takes its role away when it has lost its quorum.
     """
-    if s.role is Role.LEADER:
+    if s.role is Role.LEADER or lease.binds(s):
         return True
     contact = s.leader_contact_ns
     return (
@@ -200,7 +219,7 @@ def refuse_vote(s: CoreState, m: VoteRequest) -> None:
 
 def on_pre_vote_request(s: CoreState, m: VoteRequest) -> None:
     """Would we vote for it? Changes nothing here, whatever the answer (rule 7)."""
-    if m.term > s.term and up_to_date(s, m) and not is_sticky(s):
+    if m.term > s.term and up_to_date(s, m) and not is_sticky(s) and not s.quarantined:
         reply = VoteReply(s.node_id, m.term, granted=True, pre_vote=True)
         s.send(m.sender, reply, WaitFor.HARD_STATE)
     else:
@@ -210,7 +229,9 @@ def on_pre_vote_request(s: CoreState, m: VoteRequest) -> None:
 def on_vote_request(s: CoreState, m: VoteRequest) -> None:
     """A request of our own term (a higher one has been adopted or refused already)."""
     free = s.vote == m.sender or (s.vote is None and s.leader_id is None)
-    if s.role is Role.LEADER or not free or not up_to_date(s, m):
+    # The term may have come from elsewhere: a promise under a lease does not end with its term.
+    bound = s.quarantined or (lease.binds(s) and not m.transfer)
+    if s.role is Role.LEADER or bound or not free or not up_to_date(s, m):
         refuse_vote(s, m)
         return
     if s.role is Role.PRE_CANDIDATE:

@@ -1,7 +1,8 @@
 """Raft: one entry point. Events go in, effects come out; roles and terms are dispatched here.
 
 Reading order: ``types``, ``messages``, ``events``, ``effects``; then ``state`` and ``log``; then
-``election``, ``replication``, ``reads``, ``snapshots``, ``transfer``; this file last.
+``election``, ``replication``, ``reads``, ``snapshots``, ``transfer``; then ``health``,
+``quarantine``, ``lease``; this file last.
 """
 
 from __future__ import annotations
@@ -10,12 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raftcore.core import election, reads, replication, snapshots, transfer, validation
+from raftcore.core import (
+    change,
+    election,
+    health,
+    lease,
+    quarantine,
+    reads,
+    replication,
+    snapshots,
+    transfer,
+    validation,
+)
 from raftcore.core import events as ev
 from raftcore.core import messages as msg
 from raftcore.core.config import MS, CoreConfig
 from raftcore.core.effects import (
     Effect,
+    GaveWay,
     ProposalAccepted,
     ProposalRefused,
     RefusalReason,
@@ -30,6 +43,7 @@ from raftcore.core.types import (
     Entry,
     EntryType,
     HardState,
+    Member,
     NodeId,
     Position,
     SnapshotMeta,
@@ -108,6 +122,9 @@ class Raft:
         for index, configuration in recovered.configurations:
             configurations.push(index, configuration)
         s = CoreState(config, log, configurations, recovered.hard_state, rng, now_ns)
+        if recovered.quarantined:
+            quarantine.begin(s)
+        lease.begin_wait(s)
         election.reset_election_timer(s)
         if s.voters() == [s.node_id]:
             s.election_deadline_ns = now_ns  # nobody to wait for (rule 13)
@@ -162,7 +179,8 @@ class Raft:
         )
         if leadership.transfer is not None:
             deadline = min(deadline, leadership.transfer.deadline_ns)
-        return deadline
+        extra = (health.next_check_ns(s), snapshots.next_feed_ns(leadership))
+        return min((deadline, *(ns for ns in extra if ns is not None)))
 
     def _settle(self) -> None:
         """What follows from any event: commit, reads, apply, hand-over."""
@@ -171,11 +189,15 @@ class Raft:
         if leadership is not None:
             replication.advance_commit(s, leadership)
             replication.settle_uncommitted(s, leadership)
+            change.sync_peers(s, leadership)
             reads.on_commit(s, leadership)
             reads.release_confirmed(s, leadership)
             replication.announce_commit(s, leadership)
             transfer.proceed(s, leadership)
+            change.proceed(s, leadership)
+        change.settle(s)
         transfer.settle_handed_over(s)
+        quarantine.settle(s)
         snapshots.drop_overtaken(s)
         replication.hand_out(s)
 
@@ -185,6 +207,22 @@ class Raft:
     def configuration(self) -> Configuration:
         """The configuration in force here."""
         return self._s.configuration
+
+    @property
+    def configuration_index(self) -> int:
+        """Index of the configuration in force: its version."""
+        return self._s.configurations.current_index
+
+    @property
+    def peers(self) -> tuple[Member, ...]:
+        """Whom this node talks to; :class:`~raftcore.core.effects.PeersChanged` says when that
+        changes."""
+        return self._s.announced_peers
+
+    @property
+    def removed(self) -> bool:
+        """Whether a committed configuration has removed this node, as far as this run has seen."""
+        return self._s.removed
 
     def configuration_at(self, index: int) -> Configuration:
         """The configuration in force at ``index``, for a snapshot there."""
@@ -201,12 +239,35 @@ class Raft:
         return None if leadership is None else election.quorum_contact_ns(self._s, leadership)
 
     @property
+    def lease_valid_until_ns(self) -> int | None:
+        """On a leader: until when it may serve lease reads, by its own clock. None: it may not."""
+        return lease.valid_until_ns(self._s)
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether this node is in quarantine (D3)."""
+        return self._s.quarantined
+
+    @property
     def leader_id(self) -> NodeId | None:
         return self._s.leader_id
 
     @property
     def term(self) -> int:
         return self._s.term
+
+    @property
+    def first_index(self) -> int:
+        return self._s.log.first_index
+
+    @property
+    def durable_index(self) -> int:
+        return self._s.log.durable
+
+    @property
+    def last_position(self) -> Position:
+        """Where the accepted log ends."""
+        return self._s.log.last_position
 
     @property
     def commit_index(self) -> int:
@@ -233,9 +294,15 @@ def _on_tick(s: CoreState, _event: ev.Tick) -> None:
     election.check_quorum(s, leadership)
     if s.leadership is None:
         return
+    if health.must_give_way(s, leadership):
+        s.emit(GaveWay(health.write_age_ns(s) // MS))
+        election.become_follower(s, s.term, None)
+        return
     transfer.check_deadline(s, leadership)
+    snapshots.on_tick(s, leadership)
     if s.now_ns >= leadership.heartbeat_deadline_ns:
         leadership.heartbeat_deadline_ns = s.now_ns + s.config.heartbeat_ms * MS
+        lease.begin_round(s, leadership)
         for peer, progress in leadership.progress.items():
             replication.send_heartbeat(s, leadership, peer, progress)
 
@@ -261,8 +328,9 @@ def _on_propose(s: CoreState, event: ev.Propose) -> None:
             continue
         index += 1
         entry = Entry(
-            index, s.term, EntryType.COMMAND, p.data, p.client_id, p.sequence, p.timestamp_ms
-        )
+            index, s.term, EntryType.COMMAND, p.data, p.client_id, p.sequence, p.timestamp_ms,
+            s.configuration.level,
+        )  # fmt: skip
         room -= entry.size_bytes
         accepted.append(entry)
         s.emit(ProposalAccepted(p.token, index, s.term))
@@ -272,7 +340,7 @@ def _on_propose(s: CoreState, event: ev.Propose) -> None:
 
 
 def _on_read_requested(s: CoreState, event: ev.ReadRequested) -> None:
-    reads.request(s, event.read_id)
+    reads.request(s, event.read_id, by_lease=event.lease)
 
 
 def _on_read_abandoned(s: CoreState, event: ev.ReadAbandoned) -> None:
@@ -309,6 +377,10 @@ def _on_snapshot_installed(s: CoreState, event: ev.SnapshotInstalled) -> None:
 
 def _on_transfer_requested(s: CoreState, event: ev.TransferRequested) -> None:
     transfer.request(s, event.target)
+
+
+def _on_membership_requested(s: CoreState, event: ev.MembershipRequested) -> None:
+    change.request(s, event)
 
 
 def _on_peer_unreachable(s: CoreState, event: ev.PeerUnreachable) -> None:
@@ -363,10 +435,11 @@ def _on_any_vote_request(s: CoreState, m: msg.VoteRequest) -> None:
 def _answer_the_past(s: CoreState, m: msg.Message) -> None:
     """A message of an earlier term changes nothing; a stale leader learns of the new term (8)."""
     if isinstance(m, msg.AppendRequest | msg.Heartbeat | msg.SnapshotChunk):
-        s.send(m.sender, msg.HeartbeatReply(s.node_id, s.term, 0), WaitFor.HARD_STATE)
-    elif isinstance(m, msg.ReadIndexRequest):
-        reply = msg.ReadIndexReply(s.node_id, s.term, m.read_id, -1)
+        reply = msg.HeartbeatReply(s.node_id, s.term, 0, health.own(s))
         s.send(m.sender, reply, WaitFor.HARD_STATE)
+    elif isinstance(m, msg.ReadIndexRequest):
+        refusal = msg.ReadIndexReply(s.node_id, s.term, m.read_id, -1)
+        s.send(m.sender, refusal, WaitFor.HARD_STATE)
 
 
 def _from_leader(s: CoreState, m: msg.Message) -> None:
@@ -381,8 +454,20 @@ def _heard_from_peer(s: CoreState, leadership: Leadership, m: Any) -> None:
     progress = leadership.progress.get(m.sender)
     if progress is None:
         return
-    progress.last_contact_ns = s.now_ns
-    progress.read_counter = max(progress.read_counter, m.read_counter)
+    health.note_reply(s, leadership, progress, m)
+    if progress.counts:
+        # Neither contact nor echoes of a peer that counts for nothing (D3).
+        progress.last_contact_ns = s.now_ns
+        progress.read_counter = max(progress.read_counter, m.read_counter)
+
+
+def _answers_a_former_member(leadership: Leadership, m: Any) -> bool:
+    """The request was sent before the peer came, or came back in quarantine: the answer is that of
+    another incarnation, or of a run whose word does not hold any more."""
+    progress = leadership.progress.get(m.sender)
+    if progress is None or isinstance(m, msg.HeartbeatReply):
+        return False
+    return bool(m.sequence <= progress.after_sequence)
 
 
 def _leaders(
@@ -403,9 +488,10 @@ def _replies(
     """For answers to a leader; they mean nothing to anybody else."""
 
     def handler(s: CoreState, m: Any) -> None:
-        if s.leadership is not None:
-            _heard_from_peer(s, s.leadership, m)
-            handle(s, s.leadership, m)
+        leadership = s.leadership
+        if leadership is not None and not _answers_a_former_member(leadership, m):
+            _heard_from_peer(s, leadership, m)
+            handle(s, leadership, m)
 
     return handler
 
@@ -449,5 +535,7 @@ _EVENTS: dict[type[ev.Event], Callable[[CoreState, Any], None]] = {
     ev.SnapshotInstalled: _on_snapshot_installed,
     ev.SnapshotChunkRead: _on_snapshot_chunk_read,
     ev.TransferRequested: _on_transfer_requested,
+    ev.MembershipRequested: _on_membership_requested,
     ev.PeerUnreachable: _on_peer_unreachable,
+    ev.QuarantineEnded: lambda s, _event: quarantine.on_ended(s),
 }

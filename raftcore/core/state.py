@@ -12,18 +12,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from raftcore.core.catchup import Departing, Staging
 from raftcore.core.config import MS, CoreConfig
 from raftcore.core.effects import (
     ConfigurationChanged,
     Effect,
     LeadershipChanged,
     Notification,
+    PeersChanged,
     Persist,
     Send,
 )
 from raftcore.core.errors import MisuseError
 from raftcore.core.log import RaftLog
-from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter
+from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter, target_of
 from raftcore.core.messages import Message
 from raftcore.core.progress import Progress
 from raftcore.core.types import (
@@ -31,13 +33,21 @@ from raftcore.core.types import (
     Entry,
     EntryType,
     HardState,
+    Lease,
+    Member,
     NodeId,
+    Position,
     SnapshotMeta,
+    Target,
     WriteMark,
 )
 
 if TYPE_CHECKING:
     import random
+
+
+#: Rounds of heartbeats that are remembered for a lease: more than an election timeout holds.
+LEASE_ROUNDS = 1024
 
 
 class Role(Enum):
@@ -72,6 +82,8 @@ class Transfer:
     target: NodeId
     deadline_ns: int
     timeout_now_sent: bool = False
+    #: somebody waits for its outcome; False: a leader that loses its vote hands over by itself
+    requested: bool = True
 
 
 @dataclass(slots=True)
@@ -80,6 +92,22 @@ class HandedOver:
 
     target: NodeId
     deadline_ns: int
+
+
+@dataclass(slots=True)
+class PendingChange:
+    """A membership request that was accepted here and whose end is not known yet."""
+
+    token: int
+    members: tuple[Member, ...]
+    lease: Lease | None
+    index: int  #: of the first configuration appended for it
+    given_up: str | None = None
+
+    @property
+    def target(self) -> Target:
+        """What a staging configuration for it says."""
+        return target_of(self.members)
 
 
 @dataclass(slots=True)
@@ -96,6 +124,13 @@ class Leadership:
     uncommitted: deque[tuple[int, int]] = field(default_factory=deque)
     uncommitted_bytes: int = 0
     transfer: Transfer | None = None
+    #: read counters that rounds of heartbeats began with, and when: what a lease is reckoned from
+    rounds: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=LEASE_ROUNDS))
+    lease_broken: bool = False  #: a transfer was ordered: no lease in this term any more (rule 35)
+    staging: Staging | None = None
+    span: tuple[tuple[int, Configuration], ...] = ()  #: configurations that ``progress`` reflects
+    #: members that a committed configuration has removed, told so for a while yet
+    departing: dict[NodeId, Departing] = field(default_factory=dict)
 
     def next_sequence(self) -> int:
         self.sequence += 1
@@ -150,6 +185,11 @@ class CoreState:
         self.candidacy: Candidacy | None = None
         self.incoming: IncomingSnapshot | None = None
         self.handed_over: HandedOver | None = None
+        self.pending_change: PendingChange | None = None
+        #: whether a committed configuration had this node, up to the one at ``judged_index``
+        self.was_member = False
+        self.removed = False
+        self.judged_index = -1
         #: reads of this node waiting for the leader's answer
         self.remote_reads: set[int] = set()
         #: confirmed reads of this node waiting to be applied: index by read id, ascending; a
@@ -157,6 +197,15 @@ class CoreState:
         self.confirmed_reads: OrderedDict[int, int] = OrderedDict()
         self.reading_to_apply: int | None = None
         self.next_request_id = 1
+        #: durable writes under way: sequence and when it was issued, oldest first
+        self.unfinished_writes: deque[tuple[int, int]] = deque()
+        self.quarantined = False
+        self.release_index: int | None = None  #: what ends the quarantine, once a leader said it
+        self.ending_quarantine = False
+        #: how far an append of that term has shown the log to be its leader's, if this run began in
+        #: quarantine
+        self.verified: Position | None = None
+        self.no_votes_until_ns = now_ns
         self._effects: list[Effect] = []
         self._sends: list[tuple[NodeId, Message, WaitFor]] = []
         self._new_entries: list[Entry] = []
@@ -165,6 +214,8 @@ class CoreState:
         self._next_mark = 1
         self._hard_mark: WriteMark | None = None
         self._announced: tuple[Role, int, NodeId | None] = (Role.FOLLOWER, self.term, None)
+        self._peers_key: object = None
+        self.announced_peers = self.peers()
 
     # -- who we are -----------------------------------------------------------------------------
 
@@ -178,16 +229,34 @@ class CoreState:
 
     @property
     def is_voter(self) -> bool:
-        return is_voter(self.configuration, self.node_id)
+        return self.is_voter_of(self.configuration)
+
+    def is_voter_of(self, configuration: Configuration) -> bool:
+        return self.is_member_of(configuration) and is_voter(configuration, self.node_id)
+
+    def is_member_of(self, configuration: Configuration) -> bool:
+        """Not if it has our id under another incarnation: that was somebody else (rule 43)."""
+        member = configuration.member(self.node_id)
+        own = self.config.incarnation
+        return member is not None and (not own or member.incarnation == own)
 
     @property
     def election_timeout_ns(self) -> int:
-        return self.config.election_timeout_ms * MS
+        """The minimum; a lease in force may ask for more than this node's own setting (rule 35)."""
+        lease = self.configuration.lease
+        own_ms = self.config.election_timeout_ms
+        return MS * (own_ms if lease is None else max(own_ms, lease.election_timeout_ms))
 
-    def others(self) -> list[NodeId]:
-        """All members but this node, in a fixed order; old voters of a joint configuration too."""
-        ids = {m.node_id for m in self.configuration.members} | set(self.configuration.old_voters)
-        return sorted(ids - {self.node_id})
+    def peers(self) -> tuple[Member, ...]:
+        """Whom this node talks to: every member of the configurations from the last committed one
+        to the one in force, and on a leader those who still have to learn that they are removed."""
+        found: dict[NodeId, Member] = {}
+        if self.leadership is not None:
+            found |= {node: gone.member for node, gone in self.leadership.departing.items()}
+        for _, configuration in self.configurations.since(self.log.committed):
+            found |= {m.node_id: m for m in configuration.members}
+        found.pop(self.node_id, None)
+        return tuple(found[node] for node in sorted(found))
 
     def voters(self) -> list[NodeId]:
         configuration = self.configuration
@@ -229,6 +298,8 @@ class CoreState:
         if mark.sequence >= self._next_mark:
             raise MisuseError(f"write {mark.sequence} was never issued")
         self.log.write_durable(mark)
+        while self.unfinished_writes and self.unfinished_writes[0][0] <= mark.sequence:
+            self.unfinished_writes.popleft()
         if self._hard_mark is not None and self._hard_mark.sequence <= mark.sequence:
             self._hard_mark = None
 
@@ -249,8 +320,8 @@ class CoreState:
         return bool(changed or self._effects or self._sends or self._new_entries)
 
     def flush(self) -> list[Effect]:
-        """All effects of the event just handled: the write first, then what to send, then the
-        rest in its order, notifications last.
+        """All effects of the event just handled: the write first, then whom to send to and what,
+        then the rest in its order, notifications last.
 
         Durability must not hang on anything that is carried out before it, least of all on what
         somebody does when he is notified.
@@ -259,12 +330,29 @@ class CoreState:
         effects: list[Effect] = []
         if self._hard_state_changed or self._new_entries or self._truncate_from is not None:
             effects.append(self._persist())
+        effects += self._changed_peers()
         effects += self._marked_sends()
         notifications = [e for e in self._effects if isinstance(e, Notification)]
         effects += [e for e in self._effects if not isinstance(e, Notification)]
         effects += notifications
         self._effects, self._sends = [], []
         return effects
+
+    def _changed_peers(self) -> list[Effect]:
+        departing = self.leadership.departing if self.leadership is not None else ()
+        key = (self.configurations.since(self.log.committed), tuple(departing))
+        if key == self._peers_key:
+            return []
+        self._peers_key = key
+        before, now = self.announced_peers, self.peers()
+        ids = {m.node_id for m in now}
+        last_words = {to for to, _, _ in self._sends} - ids
+        if last_words:  # what this step still tells a former peer must find it
+            now = (*now, *(m for m in before if m.node_id in last_words))
+            now = tuple(sorted(now, key=lambda m: m.node_id))
+            self._peers_key = None  # once more with the next step
+        self.announced_peers = now
+        return [PeersChanged(now)] if now != before else []
 
     def _marked_sends(self) -> list[Send]:
         """Messages with the write that each of them waits for.
@@ -283,6 +371,7 @@ class CoreState:
         mark = WriteMark(self._next_mark, self.term)
         self._next_mark += 1
         self.log.write_issued(mark)
+        self.unfinished_writes.append((mark.sequence, self.now_ns))
         hard_state = None
         if self._hard_state_changed:
             hard_state = HardState(self.term, self.vote)
