@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,50 @@ def test_a_failing_sync_or_meta_write_is_final_and_nothing_acknowledged_is_lost(
     else:
         raise AssertionError("there are always more calls to fail")
     assert failures >= 9
+
+
+VOTE_FOR_EVER = """
+    import itertools, sys
+    from raftcore.core.types import HardState
+    from raftcore.storage.base import Write
+    from raftcore.storage.directory import DataDirectory
+    from raftcore.storage.lmdb_log import open_log
+    from raftcore.testing.storage_model import commands
+    log = open_log(DataDirectory.open(sys.argv[1], "n1"))
+    found = log.load()
+    last, commit = found.last_index, found.commit_hint
+    assert found.quarantine is None, found.quarantine
+    for term in itertools.count(found.hard_state.term + 1):
+        cut = commit + 1 if term % 3 == 0 and last > commit else None
+        first = (cut or last + 1)
+        entries = commands(first, first + 400, term)
+        log.persist([Write(HardState(term, f"n{term % 3}"), cut, entries)])
+        last = first + 400
+        commit = max(commit, last - 300)
+        log.persist([Write(None, None, (), commit)])
+        print(term, commit, flush=True)
+"""
+
+
+def test_repeated_kills_lose_no_vote_and_raise_no_alarm(place: Any, children: Any) -> None:
+    """Terms, votes, entries and truncations below FLOOR, killed at any moment of them."""
+    path = place.close(place.voter("node", 20))
+    for round_number in range(8):
+        child = children.start(VOTE_FOR_EVER, path)
+        for _ in range(2 + 5 * round_number):
+            assert child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+        said = [tuple(map(int, line.split())) for line in child.stdout.read().splitlines()]
+        child.wait()
+        log = place.again("node")
+        found = log.load()
+        assert found.quarantine is None
+        assert found.hard_state.vote == f"n{found.hard_state.term % 3}"
+        if said:
+            term, commit = said[-1]
+            assert found.hard_state.term >= term
+            assert found.last_index >= commit
+        place.close(log)
 
 
 # -- a full disk ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 
 from raftcore.core.types import HardState
 from raftcore.errors import ExitCode, FormatTooNewError, LogCorruptError, StorageError
-from raftcore.storage import environment, opening
+from raftcore.storage import environment, opening, salvage
 from raftcore.storage.base import Write
 from raftcore.storage.files import Files
 from raftcore.storage.floor import Floor
@@ -136,6 +136,30 @@ def test_a_flipped_entry_costs_the_entries_from_there_on_and_nothing_else(
     assert (again.last_index, again.hard_state, again.quarantine) == (
         60, HardState(3), found.quarantine,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", [(7, 10**9), (1000, 300)], ids=["entries", "bytes"])
+def test_what_is_kept_is_copied_in_bounded_pieces(
+    place: Any, monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(salvage, "COPY_ENTRIES", limits[0])
+    monkeypatch.setattr(salvage, "COPY_BYTES", limits[1])
+    sizes: list[int] = []
+    copy = salvage._copy_chunk
+
+    def note(target: Any, first: int, values: tuple[bytes, ...]) -> None:
+        sizes.append(len(values))
+        copy(target, first, values)
+
+    monkeypatch.setattr(salvage, "_copy_chunk", note)
+    log = filled(place)
+    kept = log.read(1, 39, 10**6)
+    flip_entry(place.crash(log), 40)
+    log = place.again("node")
+    assert log.read(1, 100, 10**6) == kept
+    assert sum(sizes) == 39
+    assert len(sizes) > 5
+    assert max(sizes) <= 7
 
 
 def test_a_lone_voter_with_a_damaged_log_is_refused_and_nothing_is_touched(place: Any) -> None:
