@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 
 from raftcore import waiters
@@ -30,6 +31,7 @@ from raftcore.runtime import NodeOptions, Runtime
 from raftcore.statemachine import StateMachine
 from raftcore.status import Counters, NodeStatus, Proposed
 from raftcore.storage.base import LogStorage
+from raftcore.tools.archive import Archived, backup_running
 from raftcore.transport.base import Transport
 
 logger = logging.getLogger(__name__)
@@ -305,6 +307,21 @@ class Node:
         """Take a snapshot now; returns the index it stands at."""
         driver = self._running()
         return await driver.snapshotting.take(driver.raft)
+
+    async def backup(self, path: str | os.PathLike[str]) -> Archived:
+        """Take a snapshot now and archive it, with this node's identity, in the new file ``path``.
+
+        ``raftcore restore`` makes a new cluster from it. It holds everything that this node had
+        applied; on the leader, after a read barrier, everything acknowledged before the call.
+
+        Raises:
+            RefusedError: ``path`` exists, or the snapshot was replaced meanwhile (try again).
+            OverloadedError: a snapshot is being taken already.
+            StorageError: it could not be written; the node goes on.
+        """
+        await self.snapshot()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, backup_running, self._storage, path)
 
     def status(self) -> NodeStatus:
         driver = self._running()

@@ -59,6 +59,8 @@ class SnapshotDirectory:
 
     def positions(self) -> list[tuple[int, int]]:
         """(index, term) of every finished file, newest first."""
+        if not self.path.is_dir():
+            return []
         matches = (_NAME.fullmatch(path.name) for path in self.path.iterdir())
         return sorted(((int(m[1]), int(m[2])) for m in matches if m), reverse=True)
 
