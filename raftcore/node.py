@@ -317,7 +317,7 @@ class Node:
         Raises:
             RefusedError: ``path`` exists, or the snapshot was replaced meanwhile (try again).
             OverloadedError: a snapshot is being taken already.
-            StorageError: it could not be written; the node goes on.
+            StorageError: the archive could not be written, or the snapshot not be read.
         """
         await self.snapshot()
         loop = asyncio.get_running_loop()

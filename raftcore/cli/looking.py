@@ -13,6 +13,7 @@ from raftcore.cli.output import (
     complain,
     facts,
     moment,
+    paragraph,
     say,
     say_json,
     say_json_line,
@@ -260,7 +261,7 @@ def _show_entry(entry: Entry, data: str | None) -> None:
     if entry.timestamp_ms:
         words.append(moment(entry.timestamp_ms))
     say("  ".join(words))
-    if data is not None:
+    if data:
         say(f"    {data}")
 
 
@@ -325,9 +326,10 @@ def show_comparison(found: Comparison) -> None:
     for pair in found.differences:
         say()
         say(f"{pair.a} and {pair.b}: {pair.relation.value}")
-        say(f"  {pair.explanation}")
+        paragraph(pair.explanation, indent="  ")
         if pair.differ_from is not None:
-            say(f"  at {pair.differ_from}: term {pair.term_a} there, term {pair.term_b} here")
+            a, b = f"term {pair.term_a} in {pair.a}", f"term {pair.term_b} in {pair.b}"
+            say(f"  at {pair.differ_from}: {a}, {b}")
 
 
 COMMANDS: tuple[Callable[[Commands], argparse.ArgumentParser], ...] = (

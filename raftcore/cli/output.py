@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -14,12 +15,18 @@ from typing import Any, TextIO
 
 #: Work that is done sooner shows no progress.
 QUIET_S = 2.0
+WIDTH = 90
 _INTERVAL_S = 0.2
 
 
 def say(text: str = "") -> None:
     """One line on standard output. What a log holds cannot steer the terminal."""
     sys.stdout.write(printable(text) + "\n")
+
+
+def paragraph(text: str, *, indent: str = "") -> None:
+    """A sentence or more, in lines that fit a terminal."""
+    say(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent))
 
 
 def printable(text: str) -> str:

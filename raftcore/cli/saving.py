@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+
 from raftcore.cli.looking import Commands, show_configuration
-from raftcore.cli.output import ProgressLine, facts, moment, say, say_json, size, table
+from raftcore.cli.output import ProgressLine, facts, moment, paragraph, say, say_json, size, table
 from raftcore.errors import ExitCode
 from raftcore.storage.closed import ClosedDirectory
 from raftcore.tools.archive import backup, restore
@@ -129,8 +130,8 @@ def show_plan(plan: Plan) -> None:
     say()
     missing = ", ".join(f"{m.node_id} ({m.incarnation.hex()[:8]})" for m in plan.missing)
     say(f"Missing: {missing or 'nobody'}.")
-    for line in explain_loss(plan):
-        say(line)
+    for text in explain_loss(plan):
+        paragraph(text)
 
 
 def _survivor_row(survivor: Survivor, *, chosen: bool) -> tuple[object, ...]:
@@ -152,8 +153,8 @@ def explain_loss(plan: Plan) -> list[str]:
         lines.append("The survivors are a quorum. Start them: nothing is lost, do not recover.")
     if loss.proven_to:
         lines.append(
-            f"LOST FOR CERTAIN: entries {loss.after_index + 1}..{loss.proven_to} were committed "
-            f"and are on no directory that can be used."
+            f"LOST FOR CERTAIN: {_entries(loss.after_index + 1, loss.proven_to)} known to have "
+            f"been committed, and on no directory that can be used."
         )
     if loss.possible:
         lines.append(
@@ -168,12 +169,15 @@ def explain_loss(plan: Plan) -> list[str]:
             "log is the one that would win an election."
         )
     if plan.unconfirmed is not None:
-        first, last = plan.unconfirmed
         lines.append(
-            f"BECOMES PERMANENT: entries {first}..{last} are held, but it is not known that they "
-            f"were committed. Writes among them may have been reported as 'outcome unknown'."
+            f"BECOMES PERMANENT: {_entries(*plan.unconfirmed)} held, but it is not known that this "
+            f"was committed. A write there may have been reported as 'outcome unknown'."
         )
     return lines
+
+
+def _entries(first: int, last: int) -> str:
+    return f"entry {first} is" if first == last else f"entries {first}..{last} are"
 
 
 def show_rebuilt(made: Rebuilt) -> None:

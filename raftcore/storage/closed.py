@@ -115,11 +115,13 @@ class ClosedDirectory:
         ``trust_clean`` skips that for a file that was closed properly and not touched since.
 
         Raises:
+            IdentityError: there is neither a log nor an identity.
             TruncatedFileError, LogCorruptError: it cannot be read.
             FormatTooNewError: a newer release wrote it.
         """
         with storage_errors(f"looking at {self.log_path}"):
             if not self.log_path.is_dir():
+                self.identity()  # a directory of nobody is not a damaged one
                 raise LogCorruptError(f"{self.log_path} is missing")
             clean = trust_clean and has_clean_mark(self.log_path)
         if not clean:

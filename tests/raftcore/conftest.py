@@ -46,10 +46,10 @@ class Directories:
         return self.configuration
 
     @contextlib.contextmanager
-    def log(self, name: str) -> Iterator[LmdbLog]:
+    def log(self, name: str, node_id: str | None = None) -> Iterator[LmdbLog]:
         """The log of a node, open for writing as the node would have it."""
         with (
-            contextlib.closing(DataDirectory.open(self.path(name), name)) as directory,
+            contextlib.closing(DataDirectory.open(self.path(name), node_id or name)) as directory,
             contextlib.closing(open_log(directory, map_size_bytes=MAP_SIZE_BYTES)) as log,
         ):
             yield log
@@ -86,11 +86,10 @@ class Directories:
         raw = path.read_bytes()
         self.edit(path, offset, bytes([raw[offset] ^ 1]))
 
-    def value_offset(self, name: str, data: bytes) -> int:
-        """Where those bytes lie in the log's file."""
-        found = (self.path(name) / "log" / "data.mdb").read_bytes().rfind(data)
-        assert found > 0
-        return found
+    def damage(self, name: str) -> None:
+        """Flip a bit in every command of a log, also in those that no page holds any more."""
+        path = self.path(name) / "log" / "data.mdb"
+        path.write_bytes(path.read_bytes().replace(b"client", b"cliens"))
 
     def fingerprint(self, *names: str) -> dict[str, tuple[int, str]]:
         """Time of change and content of everything below those directories."""
