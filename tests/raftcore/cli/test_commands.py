@@ -193,8 +193,7 @@ def test_recover_is_a_dry_run_unless_told_otherwise(three: Directories, run: Run
         Missing: n1 (ID), n2 (ID).
         MAY BE LOST: everything after entry 15. The missing members are enough to have committed
         more, and acknowledged it, without any survivor; how much cannot be known. The newest
-        entry held was written TIME: distrust what was acknowledged after
-        that.
+        entry held was written TIME: distrust what was acknowledged after that.
 
         Dry run: nothing was made.
     """)
