@@ -32,7 +32,7 @@ from raftcore.storage.environment import (
 from raftcore.storage.files import Files, storage_error, storage_errors
 from raftcore.storage.plan import Link
 from raftcore.storage.records import RecordError, check_format, unseal
-from raftcore.storage.recovery import check_structure, has_clean_mark
+from raftcore.storage.recovery import check_structure, is_clean
 from raftcore.storage.snapshots import SnapshotDirectory
 
 #: Where recovery and restore record what the directory was made from.
@@ -123,7 +123,7 @@ class ClosedDirectory:
             if not self.log_path.is_dir():
                 self.identity()  # a directory of nobody is not a damaged one
                 raise LogCorruptError(f"{self.log_path} is missing")
-            clean = trust_clean and has_clean_mark(self.log_path)
+            clean = trust_clean and is_clean(self.log_path)
         if not clean:
             check_structure(self.log_path)
         return ClosedLog.open(self.log_path)

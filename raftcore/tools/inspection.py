@@ -14,7 +14,7 @@ from raftcore.storage.base import Identity
 from raftcore.storage.closed import ORIGIN_FILE, ClosedDirectory, ClosedLog
 from raftcore.storage.environment import Pointer, checked_entry
 from raftcore.storage.files import storage_errors
-from raftcore.storage.recovery import has_clean_mark
+from raftcore.storage.recovery import is_clean
 from raftcore.storage.snapshot_format import SnapshotDecoder
 
 #: Place of the entry's type in its canonical bytes, for scans that decode nothing.
@@ -67,7 +67,7 @@ def inspect(directory: ClosedDirectory) -> Inspection:
     """
     identity_record = directory.record("IDENTITY") or {}
     identity = directory.identity()
-    clean = has_clean_mark(directory.log_path)
+    clean = is_clean(directory.log_path)
     with directory.log(trust_clean=True) as log:
         records = log.records
         index, configuration = configuration_in_force(directory, log)
