@@ -25,6 +25,7 @@ from raftcore.core.types import Configuration, Entry, EntryType
 from raftcore.errors import ExitCode, LogCorruptError
 from raftcore.storage.closed import ClosedDirectory
 from raftcore.storage.plan import Link
+from raftcore.storage.quarantine import Quarantine
 from raftcore.tools.comparison import Comparison, Relation, compare
 from raftcore.tools.inspection import Inspection, inspect
 from raftcore.tools.verification import Report, verify
@@ -76,8 +77,8 @@ def _show_inspection(found: Inspection) -> None:
             ("entries", f"{found.first_index}..{found.last.index}, last term {found.last.term}"),
             ("known committed", f"at least {found.commit_hint}"),
             ("chain", found.chain.hex()),
-            ("floor", "present" if found.floor else "none"),
-            ("quarantine", "YES: it neither votes nor counts" if found.quarantine else "no"),
+            ("floor", _floor(found)),
+            ("quarantine", _quarantine(found.quarantine)),
         ]
     )
     if found.origin is not None:
@@ -99,6 +100,19 @@ def _show_inspection(found: Inspection) -> None:
     )
     say()
     table(["on disk", "size"], [(name, size(count)) for name, count in found.sizes.items()])
+
+
+def _floor(found: Inspection) -> str:
+    if found.lost:
+        return f"MISSED: {found.lost}"
+    floor = found.floor
+    return "none" if floor is None else f"term {floor.term}, entries to {floor.last_index}"
+
+
+def _quarantine(quarantine: Quarantine | None) -> str:
+    if quarantine is None:
+        return "no"
+    return f"YES, since {moment(quarantine.since_ms)}: {quarantine.reason}"
 
 
 def _force(*, in_force: bool) -> str:

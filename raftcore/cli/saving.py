@@ -48,6 +48,11 @@ def add_recover(commands: Commands) -> argparse.ArgumentParser:
     command.add_argument(
         "--despite-quorum", action="store_true", help="although the survivors could go on by voting"
     )
+    command.add_argument(
+        "--salvage",
+        action="store_true",
+        help="build on the sound beginning of a damaged log too; look at the dry run first",
+    )
     _add_member(command)
     command.set_defaults(run=run_recover, parser=command)
     return command
@@ -82,7 +87,9 @@ def run_recover(arguments: argparse.Namespace, progress: ProgressLine) -> int:
     if arguments.execute and (arguments.into is None or arguments.confirm is None):
         arguments.parser.error("--execute needs --into and --confirm")
     made: Rebuilt | None = None
-    with plan_recovery(arguments.directories, on_progress=progress) as recovery:
+    with plan_recovery(
+        arguments.directories, salvage=arguments.salvage, on_progress=progress
+    ) as recovery:
         progress.end()
         if not arguments.json:
             show_plan(recovery.plan)

@@ -30,7 +30,10 @@ from raftcore.storage.environment import (
     read_meta,
 )
 from raftcore.storage.files import Files, storage_error, storage_errors
+from raftcore.storage.floor import FLOOR_FILE, Floor, FloorFile
+from raftcore.storage.opening import judge_floor
 from raftcore.storage.plan import Link
+from raftcore.storage.quarantine import Quarantine, QuarantineFile
 from raftcore.storage.records import RecordError, check_format, unseal
 from raftcore.storage.recovery import check_structure, is_clean
 from raftcore.storage.snapshots import SnapshotDirectory
@@ -44,7 +47,7 @@ class ClosedDirectory:
 
     def __init__(self, path: Path, lock_fd: int | None) -> None:
         self.path = path
-        self.log_path = path / "log"
+        self.log_path = _current_log(path)
         self.snapshots = SnapshotDirectory(path / "snap", Files())
         self._lock_fd = lock_fd
 
@@ -55,13 +58,20 @@ class ClosedDirectory:
         Raises:
             LockedError: a node runs on it.
             IdentityError: no such directory.
+            FormatTooNewError: its QUARANTINE record is a newer release's.
             StorageError: the operating system refused.
         """
         root = Path(path).absolute()
         with storage_errors(f"opening {root}"):
             if not root.is_dir():
                 raise IdentityError(f"{root} is not a directory")
-            return cls(root.resolve(), _lock_existing(root / "LOCK"))
+            fd = _lock_existing(root / "LOCK")
+            try:
+                return cls(root.resolve(), fd)
+            except BaseException:
+                if fd is not None:
+                    os.close(fd)
+                raise
 
     @property
     def locked(self) -> bool:
@@ -108,6 +118,24 @@ class ClosedDirectory:
         if engine != ENGINE:
             raise LogCorruptError(f"the log was written by engine {engine}, this is {ENGINE}")
         return found
+
+    def floor(self) -> Floor | None:
+        """What FLOOR says, or None.
+
+        Raises:
+            FormatTooNewError: a newer release wrote it.
+        """
+        with storage_errors("reading FLOOR"):
+            return FloorFile(self.path / FLOOR_FILE, self.identity().incarnation, Files()).read()
+
+    def quarantine(self) -> Quarantine | None:
+        """Why and since when the node is in quarantine, or None.
+
+        Raises:
+            FormatTooNewError: a newer release wrote it.
+        """
+        with storage_errors("reading QUARANTINE"):
+            return QuarantineFile(self.path, Files()).read()
 
     def log(self, *, trust_clean: bool = False) -> ClosedLog:
         """The log, mapped for reading; its structure is verified first.
@@ -214,6 +242,10 @@ class ClosedLog:
         with _reading("reading the log"), self.environment.env.begin() as txn:
             return self.environment.get_link(txn, index)
 
+    def lost(self, floor: Floor | None) -> str:
+        """What ``floor`` says that this log held and does not hold any more; empty if nothing."""
+        return judge_floor(floor, self.records)[0]
+
     def copy_to(self, path: Path) -> None:
         """A compact copy of the environment in the empty directory ``path``; synced by the caller.
 
@@ -248,6 +280,14 @@ def _reading(doing: str) -> Iterator[None]:
         yield
     except lmdb.Error as error:
         raise LogCorruptError(f"{doing}: {type(error).__name__}: {error}") from error
+
+
+def _current_log(root: Path) -> Path:
+    """Where the log is: aside, while a damaged one is being exchanged for what was kept of it."""
+    quarantine = QuarantineFile(root, Files()).read()
+    aside = root / "log.new"
+    exchanging = quarantine is not None and quarantine.replaces is not None
+    return aside if exchanging and aside.is_dir() else root / "log"
 
 
 def _lock_existing(path: Path) -> int | None:

@@ -14,6 +14,8 @@ from raftcore.storage.base import Identity
 from raftcore.storage.closed import ORIGIN_FILE, ClosedDirectory, ClosedLog
 from raftcore.storage.environment import Pointer, checked_entry
 from raftcore.storage.files import storage_errors
+from raftcore.storage.floor import Floor
+from raftcore.storage.quarantine import Quarantine
 from raftcore.storage.recovery import is_clean
 from raftcore.storage.snapshot_format import SnapshotDecoder
 
@@ -53,8 +55,9 @@ class Inspection:
     configuration: Configuration | None
     snapshots: tuple[SnapshotFile, ...]
     origin: dict[str, Any] | None
-    floor: bool
-    quarantine: bool
+    floor: Floor | None
+    quarantine: Quarantine | None
+    lost: str  #: what FLOOR says that the log held and does not hold any more; empty if nothing
     sizes: dict[str, int]
 
 
@@ -91,8 +94,9 @@ def inspect(directory: ClosedDirectory) -> Inspection:
             configuration=configuration,
             snapshots=tuple(_snapshot_files(directory, records.pointer)),
             origin=directory.record(ORIGIN_FILE),
-            floor=(directory.path / "FLOOR").exists(),
-            quarantine=(directory.path / "QUARANTINE").exists(),
+            floor=directory.floor(),
+            quarantine=directory.quarantine(),
+            lost=log.lost(directory.floor()),
             sizes=sizes_on_disk(directory.path),
         )
 

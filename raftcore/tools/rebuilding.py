@@ -39,11 +39,13 @@ from raftcore.storage.environment import (
     RUNS,
     Environment,
     format_body,
+    reader_of,
 )
 from raftcore.storage.files import Files, storage_error, storage_errors
 from raftcore.storage.plan import Link, Shape, plan_batch
 from raftcore.storage.records import seal, stamp
 from raftcore.storage.recovery import check_snapshot_fits, choose_snapshot, verify_entries
+from raftcore.storage.salvage import survey
 from raftcore.storage.snapshot_format import SnapshotHeader
 from raftcore.storage.snapshots import FileSnapshotWriter, SnapshotDirectory
 from raftcore.tools.progress import Progress, silent
@@ -127,10 +129,7 @@ def verified_source(directory: ClosedDirectory, log: ClosedLog) -> Source:
         IdentityError: the log is not of that directory.
         LogCorruptError, GapError: a node would not start on it either.
     """
-    identity, records = directory.identity(), log.records
-    expected = format_body(identity)
-    if any(records.format.get(k) != expected[k] for k in ("cluster_id", "node_id", "incarnation")):
-        raise IdentityError(f"the log in {directory.path} was made for another directory")
+    identity, records = _owner(directory, log), log.records
     snapshot = choose_snapshot(directory.snapshots, records.pointer, records.shape)
     places = {index for index, _ in directory.snapshots.positions()}
     verified = verify_entries(log.environment, records.shape, places)
@@ -153,6 +152,37 @@ def verified_source(directory: ClosedDirectory, log: ClosedLog) -> Source:
         records=lambda: directory.snapshots.records(_present(snapshot)),
         entries=lambda: (entry for entry, _ in log.entries(start + 1)),
     )
+
+
+def salvaged_source(directory: ClosedDirectory, log: ClosedLog) -> Source:
+    """What verifies of a log that does not verify as a whole: its beginning, or a snapshot.
+
+    Raises:
+        IdentityError: the log is not of that directory.
+        LogCorruptError: not even that much is left.
+    """
+    identity = _owner(directory, log)
+    remains = survey(log.environment, identity.cluster_id, directory.snapshots, directory.floor())
+    shape, configuration = remains.shape, remains.configuration
+    if configuration is None:
+        raise LogCorruptError(f"nothing of the log in {directory.path} names its members")
+    return Source(
+        identity=identity,
+        shape=shape,
+        configurations=((shape.snapshot_index, configuration),),
+        origin=directory.record(ORIGIN_FILE),
+        size_bytes=0,
+        records=lambda: directory.snapshots.records(_present(shape.snapshot)),
+        entries=lambda: (e for e, _ in log.entries(shape.snapshot_index + 1, shape.tip.index)),
+    )
+
+
+def _owner(directory: ClosedDirectory, log: ClosedLog) -> Identity:
+    identity, found = directory.identity(), log.records.format
+    expected = format_body(identity)
+    if any(found.get(key) != expected[key] for key in ("cluster_id", "node_id", "incarnation")):
+        raise IdentityError(f"the log in {directory.path} was made for another directory")
+    return identity
 
 
 def _present(snapshot: SnapshotMeta | None) -> SnapshotMeta:
@@ -307,7 +337,7 @@ def _write_log(
         environment = Environment.open(path, map_size_bytes, create=True)
         try:
             with environment.env.begin(write=True) as txn:
-                environment.put_record(txn, FORMAT, format_body(identity))
+                environment.put_record(txn, FORMAT, format_body(identity, reader_of(configuration)))
                 environment.put_record(txn, RUNS, {"count": 0})
                 environment.put_shape(txn, None, shape)
             for entries in _batches(_rewritten(source.entries(), configuration, shape.tip.index)):

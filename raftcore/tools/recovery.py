@@ -32,6 +32,7 @@ from raftcore.tools.rebuilding import (
     Rebuilt,
     Source,
     rebuild,
+    salvaged_source,
     verified_source,
 )
 
@@ -43,7 +44,8 @@ MAX_SURVIVORS = 32
 class Survivor:
     """One directory that was given.
 
-    ``problem`` says why it cannot be built on, None if it can. ``doubt`` says why it may have lost
+    ``problem`` says what is wrong with it, None if nothing; ``last`` is then None too, unless its
+    sound beginning was salvaged. ``doubt`` says why it may have lost
     what it once acknowledged (it is in quarantine): its log can be built on, but it does not count
     as holding what its members' vote stood for.
     """
@@ -162,9 +164,15 @@ def _details(plan: Plan) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def plan_recovery(
-    paths: Sequence[str | os.PathLike[str]], *, on_progress: Progress = silent
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    salvage: bool = False,
+    on_progress: Progress = silent,
 ) -> Iterator[Recovery]:
     """Read the surviving directories of one cluster; locked for the time, never changed.
+
+    With ``salvage`` the sound beginning of a damaged log can be built on too. Its node counts as
+    missing all the same: what it lost it may have acknowledged.
 
     Raises:
         LockedError: a node runs on one of them.
@@ -180,8 +188,8 @@ def plan_recovery(
         read = []
         for number, (directory, identity) in enumerate(zip(directories, identities, strict=True)):
             on_progress("verifying survivors", number, len(directories))
-            read.append(_read(held, directory, identity))
-        comparison = compare([(s.path, log) for s, log, source in read if log and source])
+            read.append(_read(held, directory, identity, salvage=salvage))
+        comparison = compare([(s.path, log) for s, log, _ in read if log and not s.problem])
         if comparison.conflict:
             texts = [d.explanation for d in comparison.differences if "CORRUPTION" in d.explanation]
             raise LogCorruptError(texts[0])
@@ -200,29 +208,36 @@ def _check_one_cluster(identities: Sequence[Identity]) -> None:
 
 
 def _read(
-    held: contextlib.ExitStack, directory: ClosedDirectory, identity: Identity
+    held: contextlib.ExitStack, directory: ClosedDirectory, identity: Identity, *, salvage: bool
 ) -> tuple[Survivor, ClosedLog | None, Source | None]:
-    doubt = doubt_about(directory)
+    quarantine, floor = directory.quarantine(), directory.floor()
+    doubt = None if quarantine is None else f"it is in quarantine: {quarantine.reason}"
     try:
         log = held.enter_context(directory.log())
     except StorageError as error:
         return Survivor(directory.path, identity, None, 0, 0, str(error), doubt), None, None
     shape, pointer = log.records.shape, log.records.pointer
     known = max(shape.commit_hint, 0 if pointer is None else pointer.index)
-    term = shape.hard_state.term
+    term = max(shape.hard_state.term, 0 if floor is None else floor.term)
+    doubt = doubt or log.lost(floor) or None
+    source, problem = _source(directory, log, salvage=salvage)
+    last = None if source is None else source.shape.tip.position
+    return Survivor(directory.path, identity, last, term, known, problem, doubt), log, source
+
+
+def _source(
+    directory: ClosedDirectory, log: ClosedLog, *, salvage: bool
+) -> tuple[Source | None, str | None]:
+    """What can be built on, and what is wrong with it."""
     try:
-        source = verified_source(directory, log)
+        return verified_source(directory, log), None
     except StorageError as error:
-        return Survivor(directory.path, identity, None, term, known, str(error), doubt), log, None
-    last = source.shape.tip.position
-    return Survivor(directory.path, identity, last, term, known, None, doubt), log, source
-
-
-def doubt_about(directory: ClosedDirectory) -> str | None:
-    """Why that directory may have lost what it acknowledged, or None."""
-    if (directory.path / "QUARANTINE").exists():
-        return "it is in quarantine"
-    return None
+        if not salvage:
+            return None, str(error)
+        try:
+            return salvaged_source(directory, log), str(error)
+        except StorageError as second:
+            return None, f"{error}; {second}"
 
 
 def _plan(

@@ -23,7 +23,9 @@ from raftcore.errors import (
 from raftcore.storage.base import Identity
 from raftcore.storage.closed import ORIGIN_FILE, ClosedDirectory, ClosedLog
 from raftcore.storage.environment import checked_entry, format_body
+from raftcore.storage.floor import FLOOR_FILE
 from raftcore.storage.plan import Link, split_value
+from raftcore.storage.quarantine import DAMAGED_PREFIX, QUARANTINE_FILE
 from raftcore.storage.snapshots import KEPT_SNAPSHOTS
 from raftcore.tools.progress import Progress, silent
 
@@ -32,7 +34,7 @@ MAX_FINDINGS = 100
 _TELL_EVERY = 512
 
 _KNOWN = {
-    "LOCK", "IDENTITY", "FLOOR", "QUARANTINE", "FOUNDING", ORIGIN_FILE, "log", "snap",
+    "LOCK", "IDENTITY", FLOOR_FILE, QUARANTINE_FILE, ORIGIN_FILE, "snap",
     "state", "state.new", "pg", "jwt-secret",
 }  # fmt: skip
 
@@ -40,7 +42,7 @@ _KNOWN = {
 class Severity(Enum):
     """How bad a finding is."""
 
-    DAMAGE = "damage"  #: a node refuses to start on it, or would lose something
+    DAMAGE = "damage"  #: a node refuses to start on it, or goes on in quarantine
     WARNING = "warning"  #: a node copes with it, somebody should know
     NOTE = "note"  #: the ordinary trace of a crash or an operator
 
@@ -113,12 +115,14 @@ class _Verifier:
             if not directory.log_path.exists():
                 return
         self._check_snapshots()
+        self._check_quarantine()
         try:
             with directory.log() as log:
                 self._check_owner(log)
                 self._check_entries(log)
                 self._check_meta(log)
                 self._check_agreement(log)
+                self._check_floor(log)
         except StorageError as error:
             self._failed(error, "log")
         self._check_leftovers()
@@ -150,6 +154,18 @@ class _Verifier:
         wrong = [k for k in ("cluster_id", "node_id", "incarnation") if found.get(k) != body[k]]
         if wrong:
             self._failed(IdentityError(f"the log has another {', '.join(wrong)}"), "log")
+
+    def _check_floor(self, log: ClosedLog) -> None:
+        if self._identity is None:
+            return  # FLOOR belongs to an incarnation
+        lost = log.lost(self._directory.floor())
+        if lost:
+            self._damage("floor_missed", "FLOOR", lost)
+
+    def _check_quarantine(self) -> None:
+        quarantine = self._directory.quarantine()
+        if quarantine is not None:
+            self._add(Severity.WARNING, "quarantine", "QUARANTINE", quarantine.reason)
 
     def _check_entries(self, log: ClosedLog) -> None:
         """Like a start, but past what is damaged: the link before it is then not known."""
@@ -277,9 +293,9 @@ class _Verifier:
     def _check_leftovers(self) -> None:
         for path in self._strangers():
             name = str(path.relative_to(self._directory.path))
-            if path.suffix in {".tmp", ".recv"} or name in {"log.new", "FOUNDING"}:
+            if path.suffix in {".tmp", ".recv"} or name in {"log", "log.new", "FOUNDING"}:
                 self._add(Severity.NOTE, "unfinished", name, "the next start settles it")
-            elif path.suffix == ".bad":
+            elif path.suffix == ".bad" or name.startswith(DAMAGED_PREFIX):
                 self._add(Severity.WARNING, "set_aside", name, "was found damaged by a start")
             else:
                 self._add(Severity.NOTE, "unknown_file", name, "not one of ours; left alone")
@@ -287,7 +303,7 @@ class _Verifier:
     def _strangers(self) -> Iterator[Path]:
         root = self._directory.path
         for path in sorted(root.iterdir()):
-            if path.name not in _KNOWN - {"FOUNDING"}:
+            if path != self._directory.log_path and path.name not in _KNOWN:
                 yield path
         snapshots = self._directory.snapshots
         known = {snapshots.file_of(*position) for position in snapshots.positions()}

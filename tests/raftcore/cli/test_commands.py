@@ -65,14 +65,14 @@ def test_inspect_says_whom_it_belongs_to_and_where_it_stands(three: Directories,
         cluster  CLUSTER
         node  n1
         incarnation  ID
-        formats  identity 1, log 1
+        formats  identity 1, log 2
         closed properly  yes
         runs  2
         term  2, voted for nobody
         entries  6..20, last term 2
         known committed  at least 15
         chain  HASH
-        floor  none
+        floor  term 2, entries to 20
         quarantine  no
 
         configuration of index 10, level 2, stable

@@ -90,12 +90,43 @@ def test_what_a_damaged_survivor_knows_to_be_committed_is_proven_lost(three: Dir
 
 
 def test_a_survivor_in_quarantine_counts_as_holding_nothing(three: Directories) -> None:
-    (three.path("n1") / "QUARANTINE").write_bytes(b"")
+    (three.path("n1") / "QUARANTINE").write_bytes(b"not a record, but there")
     plan = planned(three, "n1", "n3")
     assert plan.best.identity.node_id == "n1"
     assert plan.best.doubt is not None
     assert not plan.quorum_here
     assert plan.loss.possible
+
+
+def test_a_log_below_its_floor_counts_as_holding_nothing(three: Directories) -> None:
+    (three.path("n1") / "FLOOR").unlink()
+    plan = planned(three, "n1", "n3")
+    assert plan.best.doubt == "FLOOR is missing or damaged"
+    assert not plan.quorum_here
+
+
+def test_the_sound_beginning_of_a_damaged_log_is_used_only_when_that_is_said(
+    three: Directories,
+) -> None:
+    path = three.path("n3")
+    log = path / "log" / "data.mdb"
+    raw = log.read_bytes()
+    places = [n for n in range(len(raw)) if raw.startswith(b"client", n)]
+    three.flip(log, places[4])
+    with pytest.raises(LogCorruptError, match="no directory"):
+        planned(three, "n3")
+    before = three.fingerprint("n3")
+    with plan_recovery([path], salvage=True) as recovery:
+        plan = recovery.plan
+        made = recovery.execute(three.path("new"), confirm=plan.cluster_id)
+    assert three.fingerprint("n3") == before
+    assert plan.best.problem is not None
+    assert plan.best.last is not None
+    assert 1 <= plan.best.last.index == made.last_index < 15
+    assert plan.loss.proven_to == 15
+    assert [m.node_id for m in plan.missing] == ["n1", "n2", "n3"]
+    with ClosedDirectory.open(three.path("new")) as directory, directory.log() as new:
+        assert [e.index for e, _ in new.entries()] == list(range(1, made.last_index + 1))
 
 
 def test_a_directory_of_another_incarnation_counts_as_no_member(three: Directories) -> None:

@@ -19,6 +19,7 @@ from raftcore.core.types import Configuration, Entry, EntryType
 from raftcore.errors import ExitCode, LockedError
 from raftcore.storage.closed import ClosedDirectory
 from raftcore.storage.directory import DataDirectory
+from raftcore.storage.plan import stored_value
 from raftcore.storage.records import seal, unseal
 from raftcore.tools.verification import MAX_FINDINGS, Report, Severity, verify
 
@@ -91,6 +92,8 @@ def test_a_meta_record_that_disagrees_with_the_entries_is_found(three: Directori
     path = three.path("n1")
     change(path, b"meta", b"commit_hint", seal({"index": 99}))
     change(path, b"meta", b"hard_state", seal({"term": 1, "vote": None}))
+    (path / "FLOOR").unlink()
+    change(path, b"meta", b"floor", None)
     assert codes(report_on(path)) == [("commit_beyond_log", "log"), ("term_below_log", "log")]
 
 
@@ -139,12 +142,38 @@ def test_a_snapshot_of_another_history_is_found(three: Directories) -> None:
 def test_a_snapshot_and_an_entry_that_name_another_cluster_are_found(three: Directories) -> None:
     stranger = Configuration("another", three.configuration.members)
     entry = Entry(21, 3, EntryType.CONFIGURATION, encode_configuration(stranger))
-    nonsense = Entry(22, 3, EntryType.CONFIGURATION, b"{}")
-    three.append("n1", [entry, nonsense], term=3, commit=15)
-    assert codes(report_on(three.path("n1"))) == [
-        ("foreign_configuration", "21"),
-        ("configuration_damaged", "22"),
-    ]
+    three.append("n1", [entry], term=3, commit=15)
+    with three.log("n1") as log:
+        chain = log.chain_at(20)
+    value, chain = stored_value(Entry(21, 3, EntryType.CONFIGURATION, b"{}"), chain)
+    assert codes(report_on(three.path("n1"))) == [("foreign_configuration", "21")]
+    change(three.path("n1"), b"entries", struct.pack(">Q", 21), value)
+    tip = seal({"index": 21, "term": 3, "chain": chain.hex()})
+    change(three.path("n1"), b"meta", b"last", tip)
+    assert codes(report_on(three.path("n1"))) == [("configuration_damaged", "21")]
+
+
+def test_a_log_below_its_floor_is_found(three: Directories) -> None:
+    path = three.path("n1")
+    change(path, b"meta", b"hard_state", seal({"term": 2, "vote": "n2"}))
+    assert report_on(path).sound
+    three.append("n1", [], term=7, commit=15)
+    change(path, b"meta", b"hard_state", seal({"term": 2, "vote": None}))
+    report = report_on(path)
+    assert codes(report) == [("floor_missed", "FLOOR")]
+    assert report.exit_code is ExitCode.LOG_CORRUPT
+    (path / "FLOOR").unlink()
+    assert codes(report_on(path)) == [("floor_missed", "FLOOR")]
+
+
+def test_a_quarantine_is_a_warning_and_a_damaged_log_kept_aside_too(three: Directories) -> None:
+    path = three.path("n1")
+    three.damage("n1")
+    with three.log("n1"):
+        assert (path / "QUARANTINE").exists()
+    report = report_on(path)
+    assert report.sound
+    assert codes(report) == [("quarantine", "QUARANTINE"), ("set_aside", "log.damaged-1")]
 
 
 def test_leftovers_are_notes_and_a_snapshot_set_aside_is_a_warning(three: Directories) -> None:
