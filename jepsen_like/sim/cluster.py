@@ -18,7 +18,15 @@ from raftcore.core.config import CoreConfig
 from raftcore.core.membership import encode_configuration
 from raftcore.core.messages import Message
 from raftcore.core.raft import Status
-from raftcore.core.types import Configuration, Entry, EntryType, HardState, NodeId, WriteMark
+from raftcore.core.types import (
+    Configuration,
+    Entry,
+    EntryType,
+    HardState,
+    Lease,
+    NodeId,
+    WriteMark,
+)
 
 ELECTION_TIMEOUT_MS = 300
 #: What a node knows that is a member of nothing yet.
@@ -55,7 +63,10 @@ class CoreCluster:
             fifo=options.fifo,
         )
         names = [f"n{i}" for i in range(1, options.nodes + options.learners + 1)]
-        configuration = configuration_of(names[: options.nodes], names[options.nodes :])
+        lease = Lease(ELECTION_TIMEOUT_MS, options.clock_error_ppm) if options.lease else None
+        configuration = configuration_of(
+            names[: options.nodes], names[options.nodes :], lease=lease
+        )
         first = Entry(1, 1, EntryType.CONFIGURATION, encode_configuration(configuration))
         self.ghost.founded(first)
         self._clock_rng = stream(seed, "clock")
@@ -130,6 +141,13 @@ class CoreCluster:
     def chain_of(self, node: NodeId, index: int) -> bytes | None:
         return self.nodes[node].chain_of(index)
 
+    def may_roll_back(self, node: NodeId) -> bool:
+        """Whether a quorum stays out of quarantine: with more faults than that it is for ever."""
+        voters = self.nodes[node].raft.configuration.voters
+        images = {name: n.image for name, n in self.nodes.items()}
+        bad = sum(1 for name in voters if images[name].quarantined or name == node)
+        return not images[node].quarantined and bad <= (len(voters) - 1) // 2
+
     def check_elected(self, leader: SimNode, term: int) -> None:
         """I14, I15: it can have won with the votes that were given, by those who have one."""
         votes = self.ghost.votes_sent
@@ -146,10 +164,11 @@ class CoreCluster:
         chain = leader.chains[index]
         of_this_term = self.ghost.prefixes.get((index, status.term)) == chain
         require(of_this_term, "I8", f"{leader.name} commits an entry of an earlier term by count")
-        holders = {name for name, node in self.nodes.items() if node.image.holds(index, chain)}
+        holders = {name for name, node in self.nodes.items() if node.image.promised(index, chain)}
         configurations = self.ghost.configurations
         configurations.counted(leader.name, configuration, holders, index)
-        configurations.nobody_else_could_win(list(self.nodes.values()), index, chain)
+        able = [node for node in self.nodes.values() if not node.image.quarantined]
+        configurations.nobody_else_could_win(able, index, chain)
 
     # -- faults ---------------------------------------------------------------------------------
 
@@ -160,6 +179,7 @@ class CoreCluster:
         self._crash_in_step = self._crash_new_leader = 0.0
         self._disk_ms = min(self._disk_ms, 5.0)
         for node in self.nodes.values():
+            node.hung_until_ns = 0
             node.resume()
             if not node.up:
                 node.start()

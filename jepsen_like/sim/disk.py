@@ -39,6 +39,10 @@ class DurableImage:
     commit_hint: int = 0
     #: every (term, vote) that was ever durable here
     votes: set[tuple[int, NodeId]] = field(default_factory=set)
+    #: it was found to have gone back (D3): its node must not be asked to keep its promises
+    quarantined: bool = False
+    #: what was acknowledged before it went back: its chains by index
+    lost: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def first_index(self) -> int:
@@ -63,6 +67,25 @@ class DurableImage:
         if here is not None:
             return here == chain
         return index < self.first_index
+
+    def promised(self, index: int, chain: bytes) -> bool:
+        """Whether it holds that, or has rightly acknowledged it and is in quarantine now."""
+        return self.holds(index, chain) or (self.quarantined and self.lost.get(index) == chain)
+
+    def roll_back(self, last_index: int) -> None:
+        """Entries after ``last_index`` are gone. FLOOR notices, and restores term and vote."""
+        for index in range(last_index + 1, self.last_index + 1):
+            chain = self.chain_at(index)
+            assert chain is not None, "what is cut away was there"
+            self.lost[index] = chain
+        self._truncate(last_index + 1)
+        self.commit_hint = min(self.commit_hint, last_index)
+        self.quarantined = True
+
+    def end_quarantine(self) -> None:
+        """From now on it answers for what it holds, and for nothing else."""
+        self.quarantined = False
+        self.lost.clear()
 
     def read(self, first: int, last: int, max_bytes: int) -> tuple[Entry, ...]:
         """A range of entries, at least one if there is any, about ``max_bytes``."""
@@ -164,4 +187,5 @@ class DurableImage:
             configurations=configurations,
             commit_hint=self.commit_hint,
             applied=applied,
+            quarantined=self.quarantined,
         )

@@ -178,6 +178,9 @@ class Ghost:
             "I17",
             f"{node} speaks in term {m.term}, {image.hard_state.term} is durable",
         )
+        if isinstance(m, msg.VoteRequest | msg.VoteReply) and image.quarantined:
+            grants = isinstance(m, msg.VoteRequest) or m.granted
+            require(not grants, "D3", f"{node} votes in quarantine")
         self.term_spoken[node] = max(self.term_spoken.get(node, 0), m.term)
         if isinstance(m, msg.VoteRequest):
             require((m.term, node) in image.votes, "I17", f"{node}'s own vote is not durable")

@@ -33,13 +33,16 @@ from raftcore.core.types import (
 
 
 def configuration_of(
-    voters: Sequence[NodeId], learners: Sequence[NodeId] = (), old_voters: Sequence[NodeId] = ()
+    voters: Sequence[NodeId],
+    learners: Sequence[NodeId] = (),
+    old_voters: Sequence[NodeId] = (),
+    lease: Lease | None = None,
 ) -> Configuration:
     """A configuration of these members; with ``old_voters`` it is joint, and those of them that
     are neither voters nor learners are leaving."""
     leaving = sorted({*old_voters} - {*voters} - {*learners})
     members = members_of(voters, (*learners, *leaving))
-    return Configuration("sim", members, tuple(old_voters), tuple(leaving))
+    return Configuration("sim", members, tuple(old_voters), tuple(leaving), lease=lease)
 
 
 def members_of(voters: Sequence[NodeId], learners: Sequence[NodeId] = ()) -> tuple[Member, ...]:
@@ -130,8 +133,8 @@ class ManualNode:
         proposals = tuple(ev.Proposal(token, item) for token, item in enumerate(data))
         return self.step(ev.Propose(self.now_ns, proposals))
 
-    def read(self, read_id: int) -> list[ef.Effect]:
-        return self.step(ev.ReadRequested(self.now_ns, read_id))
+    def read(self, read_id: int, *, by_lease: bool = False) -> list[ef.Effect]:
+        return self.step(ev.ReadRequested(self.now_ns, read_id, by_lease))
 
     def change(
         self,
@@ -212,6 +215,9 @@ class ManualNode:
             self._read_chunk(effect)
         elif isinstance(effect, ef.StoreSnapshotChunk):
             self._store_chunk(effect)
+        elif isinstance(effect, ef.EndQuarantine):
+            self.image.end_quarantine()
+            self.step(ev.QuarantineEnded(self.now_ns))
 
     def _read_chunk(self, effect: ef.ReadSnapshotChunk) -> None:
         data = b""
@@ -244,9 +250,10 @@ class ManualCluster:
         learners: Sequence[NodeId] = (),
         logs: Mapping[NodeId, Sequence[int]] | None = None,
         terms: Mapping[NodeId, int] | None = None,
+        lease: Lease | None = None,
         **settings: int,
     ) -> None:
-        self.configuration = configuration_of(voters, learners)
+        self.configuration = configuration_of(voters, learners, lease=lease)
         self.settings = settings
         self.now_ns = 0
         self.wire: list[tuple[NodeId, Message]] = []

@@ -85,9 +85,11 @@ class Network:
         self.cuts.clear()
 
     def be_good(self, delay_ms: float) -> None:
-        """No faults any more, for the liveness phase."""
+        """No faults any more, for the liveness phase: links keep the order, as connections do. A
+        log of hundreds of entries, sent one by one, would not catch up in time otherwise."""
         self.heal()
         self.drop = self.duplicate = 0.0
         self.heavy_tail = False
+        self.fifo = True
         self.delay_ms = min(self.delay_ms, delay_ms)
         self.links.clear()  # a new connection does not wait behind what the old one still carries

@@ -92,7 +92,8 @@ class SimNode:
         #: the configurations of the accepted log
         self.trail: Trail = []
         self.machine = ChainMachine()
-        self._disk = Worker(cluster.scheduler, cluster.disk_time_ns, GROUP_COMMIT)
+        self.hung_until_ns = 0
+        self._disk = Worker(cluster.scheduler, self._disk_time_ns, GROUP_COMMIT)
         self._apply = Worker(cluster.scheduler, cluster.apply_time_ns, 1)
         self._inbox: list[Callable[[int], ev.Event]] = []
         self._tick_at_ns = -1
@@ -167,6 +168,11 @@ class SimNode:
         if run == self.run and not self.up:
             self.cluster.trace(f"start {self.name}")
             self.start(survivor)
+
+    def _disk_time_ns(self) -> int:
+        """A job that begins while the disk hangs waits for it."""
+        hangs_ns = self.hung_until_ns - self.cluster.scheduler.now_ns
+        return max(hangs_ns, 0) + self.cluster.disk_time_ns()
 
     def pause(self) -> None:
         self.paused = True
@@ -500,13 +506,15 @@ class SimNode:
     def reads_pending(self) -> int:
         return len(self._reads)
 
-    def read(self) -> None:
+    def read(self, *, by_lease: bool = False) -> None:
         """Ask for a linearizable read; it must see all that is committed at this moment."""
         if self.up:
             read_id = self._next_read
             self._next_read += 1
             self._reads[read_id] = self.cluster.ghost.commit_index
-            self.give(lambda now: ev.ReadRequested(now, read_id))
+            if by_lease and self.raft.lease_valid_until_ns is not None:
+                self.cluster.count("reads asked for by lease")
+            self.give(lambda now: ev.ReadRequested(now, read_id, by_lease))
             run = self.run
             self.cluster.scheduler.after(READ_PATIENCE_NS, lambda: self._abandon(run, read_id))
 
@@ -524,11 +532,27 @@ class SimNode:
         self._reads.pop(effect.read_id, None)
         self.cluster.count("reads refused")
 
+    def _end_quarantine(self, _effect: ef.EndQuarantine) -> None:
+        run = self.run
+
+        def end() -> None:
+            if self.run == run and self.up:
+                self.image.end_quarantine()
+                self.cluster.count("quarantines ended")
+                self.give(ev.QuarantineEnded)
+
+        self._disk.submit(end)
+
+    def _regressed(self, effect: ef.FollowerRegressed) -> None:
+        """In a run in which every disk that goes back is found out, the alarm is a false one."""
+        raise BrokenInvariantError("alarm", f"{self.name} says that {effect.peer} went back")
+
     # -- members --------------------------------------------------------------------------------
 
     def change(self, token: int, version: int, members: tuple[Member, ...]) -> None:
         self._changes[token] = members
-        self.give(lambda now: ev.MembershipRequested(now, token, version, members))
+        lease = self.raft.configuration.lease
+        self.give(lambda now: ev.MembershipRequested(now, token, version, members, lease))
 
     def _finished_change(self, effect: ef.MembershipFinished) -> None:
         self.cluster.count(f"change {effect.outcome.value}")
@@ -571,6 +595,9 @@ _EFFECTS: dict[type[ef.Effect], Callable[[SimNode, Any], None]] = {
     ef.StoreSnapshotChunk: SimNode._store_chunk,
     ef.ReadSnapshotChunk: SimNode._read_chunk,
     ef.TransferFinished: SimNode._note,
+    ef.GaveWay: SimNode._note,
+    ef.FollowerRegressed: SimNode._regressed,
+    ef.EndQuarantine: SimNode._end_quarantine,
     ef.MembershipFinished: SimNode._finished_change,
     ef.PeersChanged: SimNode._changed_peers,
     ef.Removed: SimNode._removed,

@@ -30,6 +30,10 @@ class SimOptions:
         window: in-flight messages per peer.
         append_entries: entries per message.
         cache_bytes: recent entries kept in memory by the core.
+        hang_ms: mean time between two disks that hang for a while, 0 for never.
+        rollback_ms: mean time between two crashes after which a disk is found to have gone back, so
+            that its node is in quarantine; never more of them at once than a minority.
+        lease: lease reads are on, with a bound on clocks that covers ``drift_ppm``.
     """
 
     nodes: int = 3
@@ -57,6 +61,14 @@ class SimOptions:
     window: int = 8
     append_entries: int = 16
     cache_bytes: int = 1 << 20
+    hang_ms: int = 0
+    rollback_ms: int = 0
+    lease: bool = False
+
+    @property
+    def clock_error_ppm(self) -> int:
+        """How much faster the fastest clock may run than the slowest."""
+        return -(-2 * self.drift_ppm * 1_000_000 // (1_000_000 - self.drift_ppm))
 
     @staticmethod
     def draw(seed: int) -> SimOptions:
@@ -99,4 +111,22 @@ class SimOptions:
             cache_bytes=rng.choice((1, 2000, 1 << 20)),
         )
         # Last, so that the draws above are those of runs without it.
-        return replace(drawn, change_ms=int(log_uniform(100, 2000)) if on() else 0)
+        changing = replace(drawn, change_ms=int(log_uniform(100, 2000)) if on() else 0)
+        return changing.with_health_faults(seed)
+
+    def with_health_faults(self, seed: int) -> SimOptions:
+        """Disks that hang or go back, and leases; of a stream of their own, so that they do not
+        shift the draws of the older classes."""
+        rng = stream(seed, "health options")
+        hang_ms, rollback_ms = (int(300 * 10 ** rng.random()) for _ in range(2))
+        drift_ppm = rng.choice((200, 100_000, 200_000))
+        hangs, rolls_back, lease = (rng.random() < 0.5 for _ in range(3))
+        return replace(
+            self,
+            hang_ms=hang_ms if hangs else 0,
+            # Members that are removed meanwhile may leave those in quarantine without a quorum.
+            rollback_ms=rollback_ms if rolls_back and not self.change_ms else 0,
+            lease=lease,
+            # A lease needs clocks that it can rest on.
+            drift_ppm=drift_ppm if lease else self.drift_ppm,
+        )

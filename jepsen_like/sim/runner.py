@@ -68,6 +68,7 @@ class Run:
         self.changes = Changes(cluster)
         self.faults = stream(cluster.seed, "faults")
         self.work = stream(cluster.seed, "workload")
+        self.health = stream(cluster.seed, "health")
         self.token = 0
         self.end_ns = cluster.options.duration_ms * MS
 
@@ -79,6 +80,8 @@ class Run:
         self._repeat(self.faults, o.partition_ms, self.partition)
         self._repeat(self.faults, o.pause_ms, self.pause)
         self._repeat(self.faults, o.transfer_ms, self.transfer)
+        self._repeat(self.health, o.hang_ms, self.hang)
+        self._repeat(self.health, o.rollback_ms, self.roll_back)
         self._repeat(self.changes.rng, o.change_ms, self.changes.once)
         scheduler.run_until(self.end_ns)
         self.cluster.be_good()
@@ -119,7 +122,8 @@ class Run:
                 node.propose(self.token, data)
 
     def read(self) -> None:
-        self._somebody().read()
+        by_lease = self.cluster.options.lease and self.work.random() < 0.7
+        self._somebody().read(by_lease=by_lease)
 
     # -- faults ---------------------------------------------------------------------------------
 
@@ -176,6 +180,31 @@ class Run:
         if leader is not None:
             target = self.faults.choice([None, *self.names])
             leader.give(lambda now: ev.TransferRequested(now, target))
+
+    def hang(self) -> None:
+        """A disk takes no write for a while; mostly the leader's, sometimes all at once."""
+        leader, nodes = self.cluster.leader, list(self.cluster.nodes.values())
+        dice = self.health.random()
+        chosen = nodes if dice < 0.1 else [self.health.choice(nodes)]
+        if leader is not None and dice > 0.5:
+            chosen = [leader]
+        until_ns = self.cluster.scheduler.now_ns + self.health.randrange(2500 * MS)
+        for node in chosen:
+            node.hung_until_ns = until_ns
+        self.cluster.count("disks that hang")
+
+    def roll_back(self) -> None:
+        """A crash after which the log ends earlier than what was acknowledged, and FLOOR tells."""
+        node = self.health.choice(list(self.cluster.nodes.values()))
+        if not node.up or not self.cluster.may_roll_back(node.name):
+            return
+        node.crash()
+        image = node.image
+        keep = image.snapshot.meta.index if image.snapshot else 1  # it was founded long ago
+        keep = max(keep, image.before_first.index)
+        if keep < image.last_index:
+            image.roll_back(self.health.randrange(keep, image.last_index))
+            self.cluster.count("disks that went back")
 
     # -- liveness -------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ to leave a connected quorum without a leader (rules 8 to 11).
 
 from __future__ import annotations
 
-from raftcore.core import replication
+from raftcore.core import health, lease, replication
 from raftcore.core.config import MS
 from raftcore.core.effects import ReadRefused, RefusalReason, TransferFinished
 from raftcore.core.messages import ReadIndexReply, VoteReply, VoteRequest
@@ -81,17 +81,24 @@ def _refuse_remote_reads(s: CoreState) -> None:
 
 def may_campaign(s: CoreState) -> bool:
     """A voter of the configuration in force; and one that an uncommitted configuration removes,
-    as perhaps nobody else holds that: it does not count itself then (rule 43)."""
+    as perhaps nobody else holds that: it does not count itself then (rule 43).
+
+    It must remember what it promised (D3), and have a disk that could bear a term (D4).
+    """
+    if s.quarantined or health.is_stalled(s) or (s.incoming is not None and s.incoming.installing):
+        return False
     _, committed = s.configurations.committed(s.log.committed)
     return s.is_voter or s.is_voter_of(committed)
 
 
 def on_election_timeout(s: CoreState) -> None:
     reset_election_timer(s)
+    if lease.promised(s):
+        return  # the lease came into force after this deadline was drawn
     # Forget the leader, or this node would refuse others' pre-votes for its sake (rule 8).
     s.leader_id = None
     _refuse_remote_reads(s)
-    if not may_campaign(s) or (s.incoming is not None and s.incoming.installing):
+    if not may_campaign(s):
         return
     s.role = Role.PRE_CANDIDATE
     s.candidacy = Candidacy({s.node_id: True})
@@ -189,7 +196,7 @@ def is_sticky(s: CoreState) -> bool:
 
     A leader counts itself: check-quorum takes its role away when it has lost its quorum.
     """
-    if s.role is Role.LEADER:
+    if s.role is Role.LEADER or lease.binds(s):
         return True
     contact = s.leader_contact_ns
     return (
@@ -212,7 +219,7 @@ def refuse_vote(s: CoreState, m: VoteRequest) -> None:
 
 def on_pre_vote_request(s: CoreState, m: VoteRequest) -> None:
     """Would we vote for it? Changes nothing here, whatever the answer (rule 7)."""
-    if m.term > s.term and up_to_date(s, m) and not is_sticky(s):
+    if m.term > s.term and up_to_date(s, m) and not is_sticky(s) and not s.quarantined:
         reply = VoteReply(s.node_id, m.term, granted=True, pre_vote=True)
         s.send(m.sender, reply, WaitFor.HARD_STATE)
     else:
@@ -222,7 +229,9 @@ def on_pre_vote_request(s: CoreState, m: VoteRequest) -> None:
 def on_vote_request(s: CoreState, m: VoteRequest) -> None:
     """A request of our own term (a higher one has been adopted or refused already)."""
     free = s.vote == m.sender or (s.vote is None and s.leader_id is None)
-    if s.role is Role.LEADER or not free or not up_to_date(s, m):
+    # The term may have come from elsewhere: a promise under a lease does not end with its term.
+    bound = s.quarantined or (lease.binds(s) and not m.transfer)
+    if s.role is Role.LEADER or bound or not free or not up_to_date(s, m):
         refuse_vote(s, m)
         return
     if s.role is Role.PRE_CANDIDATE:

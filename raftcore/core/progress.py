@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
+from raftcore.core.messages import Health
 from raftcore.core.types import SnapshotMeta
 
 
@@ -51,6 +52,7 @@ class SnapshotFeed:
     resends: int = 0  #: of the chunk at ``offset``
     failures: int = 0  #: installs of the whole file that failed
     not_before_ns: int = 0  #: after a failure, when to start over
+    due_ns: int | None = None  #: when the next chunk goes, if it only waits for its time
 
     def advance(self, offset: int) -> None:
         """The peer wants the bytes from ``offset`` on."""
@@ -60,7 +62,7 @@ class SnapshotFeed:
 
     def reopen(self) -> None:
         """Nothing is under way any more: the chunk at ``offset`` may be sent now."""
-        self.waiting_since_ns = None
+        self.waiting_since_ns = self.due_ns = None
         self.sequence = None
         self.complete = False
 
@@ -87,16 +89,39 @@ class Progress:
     sent_commit: int = 0
     asked: int = 0  #: sequence of the newest empty append sent to find out what was lost
     asked_ns: int = 0
-    feature_level: int = 0  #: what it said last; 0: nothing yet
     #: answers to what was sent before are those of somebody else, who had its id (rule 24)
     after_sequence: int = -1
     #: it rejected what it had acknowledged: it lost data, and counts for nothing any more
     regressed: bool = False
+    #: what its newest reply said of it, and when that came
+    health: Health = field(default_factory=Health)
+    health_ns: int | None = None
+    #: no snapshot chunk before this, by the limit on their rate
+    paced_until_ns: int = 0
+
+    @property
+    def feature_level(self) -> int:
+        """The newest level that it knows, as it said last; 0: nothing yet."""
+        return 0 if self.health_ns is None else self.health.feature_level
+
+    @property
+    def counts(self) -> bool:
+        """Whether its word counts towards quorums of any kind (D3)."""
+        return not self.regressed and not self.health.quarantined
 
     @property
     def counted_match(self) -> int:
         """What counts towards a quorum."""
-        return 0 if self.regressed else self.match_index
+        return self.match_index if self.counts else 0
+
+    def restart(self, sequence: int) -> None:
+        """It came back in quarantine: what it acknowledged before proves nothing any more, nor do
+        answers under way to requests up to ``sequence``."""
+        self.state = ProgressState.PROBE
+        self._clear()
+        self.match_index = self.sent_commit = 0
+        self.after_sequence = sequence
+        self.regressed = False
 
     def become_probe(self) -> None:
         self.state = ProgressState.PROBE

@@ -1,7 +1,8 @@
 """Raft: one entry point. Events go in, effects come out; roles and terms are dispatched here.
 
 Reading order: ``types``, ``messages``, ``events``, ``effects``; then ``state`` and ``log``; then
-``election``, ``replication``, ``reads``, ``snapshots``, ``transfer``; this file last.
+``election``, ``replication``, ``reads``, ``snapshots``, ``transfer``; then ``health``,
+``quarantine``, ``lease``; this file last.
 """
 
 from __future__ import annotations
@@ -10,12 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raftcore.core import change, election, reads, replication, snapshots, transfer, validation
+from raftcore.core import (
+    change,
+    election,
+    health,
+    lease,
+    quarantine,
+    reads,
+    replication,
+    snapshots,
+    transfer,
+    validation,
+)
 from raftcore.core import events as ev
 from raftcore.core import messages as msg
 from raftcore.core.config import MS, CoreConfig
 from raftcore.core.effects import (
     Effect,
+    GaveWay,
     ProposalAccepted,
     ProposalRefused,
     RefusalReason,
@@ -109,6 +122,9 @@ class Raft:
         for index, configuration in recovered.configurations:
             configurations.push(index, configuration)
         s = CoreState(config, log, configurations, recovered.hard_state, rng, now_ns)
+        if recovered.quarantined:
+            quarantine.begin(s)
+        lease.begin_wait(s)
         election.reset_election_timer(s)
         if s.voters() == [s.node_id]:
             s.election_deadline_ns = now_ns  # nobody to wait for (rule 13)
@@ -163,7 +179,8 @@ class Raft:
         )
         if leadership.transfer is not None:
             deadline = min(deadline, leadership.transfer.deadline_ns)
-        return deadline
+        extra = (health.next_check_ns(s), snapshots.next_feed_ns(leadership))
+        return min((deadline, *(ns for ns in extra if ns is not None)))
 
     def _settle(self) -> None:
         """What follows from any event: commit, reads, apply, hand-over."""
@@ -180,6 +197,7 @@ class Raft:
             change.proceed(s, leadership)
         change.settle(s)
         transfer.settle_handed_over(s)
+        quarantine.settle(s)
         snapshots.drop_overtaken(s)
         replication.hand_out(s)
 
@@ -221,12 +239,30 @@ class Raft:
         return None if leadership is None else election.quorum_contact_ns(self._s, leadership)
 
     @property
+    def lease_valid_until_ns(self) -> int | None:
+        """On a leader: until when it may serve lease reads, by its own clock. None: it may not."""
+        return lease.valid_until_ns(self._s)
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether this node is in quarantine (D3)."""
+        return self._s.quarantined
+
+    @property
     def leader_id(self) -> NodeId | None:
         return self._s.leader_id
 
     @property
     def term(self) -> int:
         return self._s.term
+
+    @property
+    def first_index(self) -> int:
+        return self._s.log.first_index
+
+    @property
+    def durable_index(self) -> int:
+        return self._s.log.durable
 
     @property
     def last_position(self) -> Position:
@@ -258,9 +294,15 @@ def _on_tick(s: CoreState, _event: ev.Tick) -> None:
     election.check_quorum(s, leadership)
     if s.leadership is None:
         return
+    if health.must_give_way(s, leadership):
+        s.emit(GaveWay(health.write_age_ns(s) // MS))
+        election.become_follower(s, s.term, None)
+        return
     transfer.check_deadline(s, leadership)
+    snapshots.on_tick(s, leadership)
     if s.now_ns >= leadership.heartbeat_deadline_ns:
         leadership.heartbeat_deadline_ns = s.now_ns + s.config.heartbeat_ms * MS
+        lease.begin_round(s, leadership)
         for peer, progress in leadership.progress.items():
             replication.send_heartbeat(s, leadership, peer, progress)
 
@@ -298,7 +340,7 @@ def _on_propose(s: CoreState, event: ev.Propose) -> None:
 
 
 def _on_read_requested(s: CoreState, event: ev.ReadRequested) -> None:
-    reads.request(s, event.read_id)
+    reads.request(s, event.read_id, by_lease=event.lease)
 
 
 def _on_read_abandoned(s: CoreState, event: ev.ReadAbandoned) -> None:
@@ -393,10 +435,11 @@ def _on_any_vote_request(s: CoreState, m: msg.VoteRequest) -> None:
 def _answer_the_past(s: CoreState, m: msg.Message) -> None:
     """A message of an earlier term changes nothing; a stale leader learns of the new term (8)."""
     if isinstance(m, msg.AppendRequest | msg.Heartbeat | msg.SnapshotChunk):
-        s.send(m.sender, msg.HeartbeatReply(s.node_id, s.term, 0), WaitFor.HARD_STATE)
-    elif isinstance(m, msg.ReadIndexRequest):
-        reply = msg.ReadIndexReply(s.node_id, s.term, m.read_id, -1)
+        reply = msg.HeartbeatReply(s.node_id, s.term, 0, health.own(s))
         s.send(m.sender, reply, WaitFor.HARD_STATE)
+    elif isinstance(m, msg.ReadIndexRequest):
+        refusal = msg.ReadIndexReply(s.node_id, s.term, m.read_id, -1)
+        s.send(m.sender, refusal, WaitFor.HARD_STATE)
 
 
 def _from_leader(s: CoreState, m: msg.Message) -> None:
@@ -411,14 +454,16 @@ def _heard_from_peer(s: CoreState, leadership: Leadership, m: Any) -> None:
     progress = leadership.progress.get(m.sender)
     if progress is None:
         return
-    progress.last_contact_ns = s.now_ns
-    progress.read_counter = max(progress.read_counter, m.read_counter)
-    if isinstance(m, msg.AppendReply | msg.HeartbeatReply):
-        progress.feature_level = m.health.feature_level
+    health.note_reply(s, leadership, progress, m)
+    if progress.counts:
+        # Neither contact nor echoes of a peer that counts for nothing (D3).
+        progress.last_contact_ns = s.now_ns
+        progress.read_counter = max(progress.read_counter, m.read_counter)
 
 
 def _answers_a_former_member(leadership: Leadership, m: Any) -> bool:
-    """The peer came after the request was sent: another incarnation, now gone, was asked."""
+    """The request was sent before the peer came, or came back in quarantine: the answer is that of
+    another incarnation, or of a run whose word does not hold any more."""
     progress = leadership.progress.get(m.sender)
     if progress is None or isinstance(m, msg.HeartbeatReply):
         return False
@@ -492,4 +537,5 @@ _EVENTS: dict[type[ev.Event], Callable[[CoreState, Any], None]] = {
     ev.TransferRequested: _on_transfer_requested,
     ev.MembershipRequested: _on_membership_requested,
     ev.PeerUnreachable: _on_peer_unreachable,
+    ev.QuarantineEnded: lambda s, _event: quarantine.on_ended(s),
 }

@@ -8,7 +8,7 @@ mistaken for that (rule 33). The read is served when the state machine has appli
 
 from __future__ import annotations
 
-from raftcore.core import replication
+from raftcore.core import lease, replication
 from raftcore.core.effects import ReadRefused, ReadReleased, RefusalReason
 from raftcore.core.messages import ReadIndexReply, ReadIndexRequest
 from raftcore.core.quorum import quorum_value
@@ -16,17 +16,20 @@ from raftcore.core.state import CoreState, Leadership, PendingRead, WaitFor
 from raftcore.core.types import NodeId
 
 
-def request(s: CoreState, read_id: int) -> None:
-    """A read asked for on this node."""
+def request(s: CoreState, read_id: int, *, by_lease: bool) -> None:
+    """A read asked for on this node. With ``by_lease`` a leader that holds a lease does not ask
+    anybody; the position is that of now, when the lease is known to hold (rules 35, 36)."""
     pending = len(s.remote_reads) + len(s.confirmed_reads)
     if s.leadership is not None:
         pending += len(s.leadership.reads) + len(s.leadership.reads_before_commit)
     if pending >= s.config.max_pending_reads:
         s.emit(ReadRefused(read_id, RefusalReason.OVERLOADED, s.leader_id))
+    elif by_lease and lease.is_valid(s):
+        _wait_for_apply(s, read_id, s.log.committed)
     elif s.leadership is not None:
         _register(s, s.leadership, read_id, None)
-    elif s.leader_id is None:
-        s.emit(ReadRefused(read_id, RefusalReason.NOT_LEADER, None))
+    elif s.leader_id is None or s.quarantined:
+        s.emit(ReadRefused(read_id, RefusalReason.NOT_LEADER, s.leader_id))
     else:
         s.remote_reads.add(read_id)
         message = ReadIndexRequest(s.node_id, s.term, read_id)

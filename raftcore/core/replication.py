@@ -6,9 +6,9 @@ durable, while the same entries are already on their way to the followers (10.2.
 
 from __future__ import annotations
 
-from raftcore.core import snapshots
+from raftcore.core import health, quarantine, snapshots
 from raftcore.core.config import MS
-from raftcore.core.effects import Apply, ReadEntries
+from raftcore.core.effects import Apply, FollowerRegressed, ReadEntries
 from raftcore.core.errors import InvariantError
 from raftcore.core.messages import AppendReply, AppendRequest, Heartbeat, HeartbeatReply
 from raftcore.core.progress import InFlight, Progress, ProgressState
@@ -161,6 +161,7 @@ def _on_rejection(s: CoreState, progress: Progress, m: AppendReply, request: InF
         # It acknowledged this position before the request was sent and denies it now: its disk went
         # back. Probing it again could never end, and counting it could lose a committed entry.
         progress.regressed = True
+        s.emit(FollowerRegressed(m.sender, progress.match_index))
         return
     index, _ = s.log.last_index_with_term_at_most(m.conflict_index, m.conflict_term)
     if m.conflict_index < s.log.first_index - 1:
@@ -172,7 +173,14 @@ def send_heartbeat(s: CoreState, leadership: Leadership, peer: NodeId, progress:
     """Contact without positions. Its commit never exceeds what is proven to match (rule 19)."""
     commit = min(s.log.committed, progress.match_index)
     progress.sent_commit = max(progress.sent_commit, commit)
-    heartbeat = Heartbeat(s.node_id, s.term, commit, leadership.read_counter, s.log.committed)
+    heartbeat = Heartbeat(
+        sender=s.node_id,
+        term=s.term,
+        commit=commit,
+        read_counter=leadership.read_counter,
+        leader_commit=s.log.committed,
+        release_index=quarantine.release_index(s, leadership, peer, progress),
+    )
     s.send(peer, heartbeat, WaitFor.NOTHING)
 
 
@@ -256,9 +264,10 @@ def on_append_request(s: CoreState, m: AppendRequest) -> None:
         _reject(s, m)
         return
     _append_from_leader(s, entries)
+    quarantine.on_verified(s, verified)
     s.log.commit(min(m.commit, verified))
     reply = AppendReply(
-        s.node_id, s.term, True, verified, 0, 0, m.sequence, m.read_counter
+        s.node_id, s.term, True, verified, 0, 0, m.sequence, m.read_counter, health.own(s)
     )  # fmt: skip
     s.send(m.sender, reply, WaitFor.EVERYTHING)
 
@@ -288,15 +297,18 @@ def _append_from_leader(s: CoreState, entries: tuple[Entry, ...]) -> None:
 
 def _reject(s: CoreState, m: AppendRequest) -> None:
     index, term = s.log.last_index_with_term_at_most(m.prev_index - 1, m.prev_term)
-    reply = AppendReply(s.node_id, s.term, False, 0, index, term, m.sequence, m.read_counter)
+    reply = AppendReply(
+        s.node_id, s.term, False, 0, index, term, m.sequence, m.read_counter, health.own(s)
+    )  # fmt: skip
     s.send(m.sender, reply, WaitFor.EVERYTHING)
 
 
 def on_heartbeat(s: CoreState, m: Heartbeat) -> None:
     """Contact has been noted. The commit was proven to match before it was sent."""
     if s.incoming is None or not s.incoming.installing:
-        s.log.commit(m.commit)
-    reply = HeartbeatReply(s.node_id, s.term, m.read_counter)
+        s.log.commit(quarantine.provable_commit(s, m))
+    quarantine.on_heartbeat(s, m)
+    reply = HeartbeatReply(s.node_id, s.term, m.read_counter, health.own(s))
     s.send(m.sender, reply, WaitFor.HARD_STATE)
 
 

@@ -6,6 +6,7 @@ and heartbeats go on beside it (rule 45).
 
 from __future__ import annotations
 
+from raftcore.core.config import MS
 from raftcore.core.effects import (
     Compact,
     ConfigurationChanged,
@@ -31,6 +32,7 @@ from raftcore.core.types import NodeId
 RESEND_AFTER_TIMEOUTS = 10
 #: Waiting times are doubled at most this often.
 MAX_DOUBLINGS = 6
+SECOND_NS = 1000 * MS
 
 # -- the leader's side --------------------------------------------------------------------------
 
@@ -48,8 +50,11 @@ def feed(s: CoreState, peer: NodeId, progress: Progress) -> None:
     """Ask for the next chunk to be read, unless one is under way."""
     current = progress.feed
     assert current is not None, "a peer in state SNAPSHOT has a feed"
-    if s.now_ns < current.not_before_ns:
+    earliest_ns = max(current.not_before_ns, progress.paced_until_ns)
+    if s.now_ns < earliest_ns:
+        current.due_ns = earliest_ns
         return
+    current.due_ns = None
     if current.waiting_since_ns is not None:
         patience_ns = _doubled(RESEND_AFTER_TIMEOUTS * s.election_timeout_ns, current.resends)
         if s.now_ns - current.waiting_since_ns < patience_ns:
@@ -58,6 +63,20 @@ def feed(s: CoreState, peer: NodeId, progress: Progress) -> None:
     current.waiting_since_ns = s.now_ns
     limit = s.config.snapshot_chunk_bytes
     s.emit(ReadSnapshotChunk(peer, current.meta, current.offset, limit))
+
+
+def next_feed_ns(leadership: Leadership) -> int | None:
+    """When the next chunk that only waits for its time may be read; None if none does."""
+    feeds = (progress.feed for progress in leadership.progress.values())
+    return min((f.due_ns for f in feeds if f is not None and f.due_ns is not None), default=None)
+
+
+def on_tick(s: CoreState, leadership: Leadership) -> None:
+    """Feed those whose time has come: nothing else may happen that would."""
+    for peer, progress in leadership.progress.items():
+        current = progress.feed
+        if current is not None and current.due_ns is not None and s.now_ns >= current.due_ns:
+            feed(s, peer, progress)
 
 
 def _doubled(time_ns: int, times: int) -> int:
@@ -90,6 +109,8 @@ def on_chunk_read(s: CoreState, leadership: Leadership, event: SnapshotChunkRead
     )
     progress.feed.sequence = chunk.sequence
     progress.feed.complete = event.offset + len(event.data) == event.meta.size_bytes
+    rate = s.config.snapshot_bytes_per_s
+    progress.paced_until_ns = s.now_ns + (len(event.data) * SECOND_NS // rate if rate else 0)
     s.send(event.to, chunk, WaitFor.NOTHING)
 
 

@@ -25,7 +25,7 @@ from raftcore.core.effects import (
 )
 from raftcore.core.errors import MisuseError
 from raftcore.core.log import RaftLog
-from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter
+from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter, target_of
 from raftcore.core.messages import Message
 from raftcore.core.progress import Progress
 from raftcore.core.types import (
@@ -36,12 +36,18 @@ from raftcore.core.types import (
     Lease,
     Member,
     NodeId,
+    Position,
     SnapshotMeta,
+    Target,
     WriteMark,
 )
 
 if TYPE_CHECKING:
     import random
+
+
+#: Rounds of heartbeats that are remembered for a lease: more than an election timeout holds.
+LEASE_ROUNDS = 1024
 
 
 class Role(Enum):
@@ -98,6 +104,11 @@ class PendingChange:
     index: int  #: of the first configuration appended for it
     given_up: str | None = None
 
+    @property
+    def target(self) -> Target:
+        """What a staging configuration for it says."""
+        return target_of(self.members)
+
 
 @dataclass(slots=True)
 class Leadership:
@@ -113,6 +124,9 @@ class Leadership:
     uncommitted: deque[tuple[int, int]] = field(default_factory=deque)
     uncommitted_bytes: int = 0
     transfer: Transfer | None = None
+    #: read counters that rounds of heartbeats began with, and when: what a lease is reckoned from
+    rounds: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=LEASE_ROUNDS))
+    lease_broken: bool = False  #: a transfer was ordered: no lease in this term any more (rule 35)
     staging: Staging | None = None
     span: tuple[tuple[int, Configuration], ...] = ()  #: configurations that ``progress`` reflects
     #: members that a committed configuration has removed, told so for a while yet
@@ -183,6 +197,15 @@ class CoreState:
         self.confirmed_reads: OrderedDict[int, int] = OrderedDict()
         self.reading_to_apply: int | None = None
         self.next_request_id = 1
+        #: durable writes under way: sequence and when it was issued, oldest first
+        self.unfinished_writes: deque[tuple[int, int]] = deque()
+        self.quarantined = False
+        self.release_index: int | None = None  #: what ends the quarantine, once a leader said it
+        self.ending_quarantine = False
+        #: how far an append of that term has shown the log to be its leader's, if this run began in
+        #: quarantine
+        self.verified: Position | None = None
+        self.no_votes_until_ns = now_ns
         self._effects: list[Effect] = []
         self._sends: list[tuple[NodeId, Message, WaitFor]] = []
         self._new_entries: list[Entry] = []
@@ -219,7 +242,10 @@ class CoreState:
 
     @property
     def election_timeout_ns(self) -> int:
-        return self.config.election_timeout_ms * MS
+        """The minimum; a lease in force may ask for more than this node's own setting (rule 35)."""
+        lease = self.configuration.lease
+        own_ms = self.config.election_timeout_ms
+        return MS * (own_ms if lease is None else max(own_ms, lease.election_timeout_ms))
 
     def peers(self) -> tuple[Member, ...]:
         """Whom this node talks to: every member of the configurations from the last committed one
@@ -272,6 +298,8 @@ class CoreState:
         if mark.sequence >= self._next_mark:
             raise MisuseError(f"write {mark.sequence} was never issued")
         self.log.write_durable(mark)
+        while self.unfinished_writes and self.unfinished_writes[0][0] <= mark.sequence:
+            self.unfinished_writes.popleft()
         if self._hard_mark is not None and self._hard_mark.sequence <= mark.sequence:
             self._hard_mark = None
 
@@ -343,6 +371,7 @@ class CoreState:
         mark = WriteMark(self._next_mark, self.term)
         self._next_mark += 1
         self.log.write_issued(mark)
+        self.unfinished_writes.append((mark.sequence, self.now_ns))
         hard_state = None
         if self._hard_state_changed:
             hard_state = HardState(self.term, self.vote)

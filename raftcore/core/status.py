@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raftcore.core import health, lease
 from raftcore.core.catchup import Staging
 from raftcore.core.config import MS
 from raftcore.core.membership import stage_of
@@ -26,6 +27,8 @@ class PeerStatus:
     contact_age_ms: int
     snapshot_offset: int | None
     regressed: bool
+    quarantined: bool
+    write_age_ms: int
     paused_because: str | None
     catch_up: str | None  #: of a new voter: which round, and how far it has to go
 
@@ -52,6 +55,10 @@ class Status:
     leader_contact_age_ms: int | None
     peers: tuple[PeerStatus, ...]
     not_leader_because: str | None
+    quarantined: bool
+    stalled: bool
+    write_age_ms: int
+    lease_remaining_ms: int | None
     configuration_index: int  #: the configuration's version
     stage: str
     old_voters: tuple[NodeId, ...]
@@ -87,6 +94,10 @@ def status_of(s: CoreState) -> Status:
         leader_contact_age_ms=None if contact is None else (s.now_ns - contact) // MS,
         peers=tuple(_peer_statuses(s, leadership)) if leadership else (),
         not_leader_because=_why_not_leader(s),
+        quarantined=s.quarantined,
+        stalled=health.is_stalled(s),
+        write_age_ms=health.write_age_ns(s) // MS,
+        lease_remaining_ms=_lease_remaining_ms(s),
         configuration_index=s.configurations.current_index,
         stage=stage_of(s.configuration),
         old_voters=s.configuration.old_voters,
@@ -95,6 +106,11 @@ def status_of(s: CoreState) -> Status:
         change_waits_for=_what_change_waits_for(s),
         commit_waits_for=_whom_commit_waits_for(s, leadership) if leadership else (),
     )
+
+
+def _lease_remaining_ms(s: CoreState) -> int | None:
+    until_ns = lease.valid_until_ns(s)
+    return None if until_ns is None else max(until_ns - s.now_ns, 0) // MS
 
 
 def _peer_statuses(s: CoreState, leadership: Leadership) -> list[PeerStatus]:
@@ -111,6 +127,8 @@ def _peer_statuses(s: CoreState, leadership: Leadership) -> list[PeerStatus]:
                 contact_age_ms=(s.now_ns - p.last_contact_ns) // MS,
                 snapshot_offset=p.feed.offset if p.feed else None,
                 regressed=p.regressed,
+                quarantined=p.health.quarantined,
+                write_age_ms=p.health.write_age_ms,
                 paused_because=_why_paused(s, p),
                 catch_up=_catch_up(s, leadership.staging, peer, p),
             )
@@ -124,6 +142,9 @@ def _why_paused(s: CoreState, p: Progress) -> str | None:
     if p.feed is not None and s.now_ns < p.feed.not_before_ns:
         wait_ms = (p.feed.not_before_ns - s.now_ns + MS - 1) // MS
         return f"it could not install the snapshot {p.feed.failures} times; again in {wait_ms} ms"
+    if p.feed is not None and p.feed.due_ns is not None:
+        rate = s.config.snapshot_bytes_per_s
+        return f"it is being fed a snapshot, at no more than {rate} bytes per second"
     if p.feed is not None:
         return "it is being fed a snapshot"
     if p.reading is not None:
@@ -142,13 +163,26 @@ def _why_not_leader(s: CoreState) -> str | None:
         return "it was removed from the cluster"
     if not s.is_voter:
         return "it is not a voter of the configuration in force"
+    if s.quarantined:
+        return f"it is in quarantine: its disk went back; {_way_out(s)}"
+    if health.is_stalled(s):
+        return f"its disk is stalled: a write is unfinished for {health.write_age_ns(s) // MS} ms"
     if s.leader_id is not None:
         return f"it follows {s.leader_id}"
     if s.role is Role.PRE_CANDIDATE:
         return "it asks whether it could win (pre-vote) and has no majority yet"
     if s.role is Role.CANDIDATE:
         return "it campaigns and has no majority yet"
+    if s.now_ns < s.no_votes_until_ns:
+        wait_ms = (s.no_votes_until_ns - s.now_ns + MS - 1) // MS
+        return f"it started under a lease, and votes again in {wait_ms} ms"
     return "it waits for a leader or for its election timeout"
+
+
+def _way_out(s: CoreState) -> str:
+    if s.release_index is None:
+        return "no quorum without it has confirmed yet what it must hold"
+    return f"it must hold the leader's log up to {s.release_index}"
 
 
 def _catch_up(s: CoreState, staging: Staging | None, peer: NodeId, p: Progress) -> str | None:
@@ -176,11 +210,9 @@ def _what_change_waits_for(s: CoreState) -> str | None:
         return "an entry of this leader's term to be committed"
     if leadership.transfer is not None:
         return f"leadership to be handed over to {leadership.transfer.target}"
-    for peer, progress in leadership.progress.items():
-        catch_up = _catch_up(s, leadership.staging, peer, progress)
-        if catch_up not in (None, "caught up"):
-            return f"{peer} to catch up: {catch_up}"
-    return "its next step"
+    rounds = {p: _catch_up(s, leadership.staging, p, q) for p, q in leadership.progress.items()}
+    lagging = [f"{p} ({text})" for p, text in rounds.items() if text not in (None, "caught up")]
+    return f"new voters to catch up: {', '.join(lagging)}"
 
 
 def _whom_commit_waits_for(s: CoreState, leadership: Leadership) -> tuple[NodeId, ...]:

@@ -10,7 +10,7 @@ only once this node hears the target lead a later term.
 
 from __future__ import annotations
 
-from raftcore.core import election, replication
+from raftcore.core import election, health, replication
 from raftcore.core.effects import TransferFinished
 from raftcore.core.messages import TimeoutNow
 from raftcore.core.state import CoreState, Leadership, Role, Transfer, WaitFor
@@ -28,6 +28,9 @@ def request(s: CoreState, target: NodeId | None) -> None:
     chosen = target or best_target(s, leadership, s.configuration.voters)
     if chosen is None or chosen == s.node_id or chosen not in s.configuration.voters:
         s.emit(TransferFinished(False, target, "there is no other voter to hand over to"))
+        return
+    if not health.can_lead(s, leadership.progress[chosen]):
+        s.emit(TransferFinished(False, target, f"the disk of {chosen} is not healthy"))
         return
     leadership.transfer = Transfer(chosen, s.now_ns + s.election_timeout_ns)
     proceed(s, leadership)
@@ -55,6 +58,7 @@ def best_target(s: CoreState, leadership: Leadership, among: tuple[NodeId, ...])
         if peer in s.configuration.voters
         and peer in among
         and s.now_ns - progress.last_contact_ns < s.election_timeout_ns
+        and health.can_lead(s, progress)
     ]
     return max(alive)[1] if alive else None
 
@@ -66,7 +70,7 @@ def proceed(s: CoreState, leadership: Leadership) -> None:
         return
     progress = leadership.progress[transfer.target]
     if progress.match_index == s.log.last_index:
-        transfer.timeout_now_sent = True
+        transfer.timeout_now_sent = leadership.lease_broken = True
         s.send(transfer.target, TimeoutNow(s.node_id, s.term), WaitFor.NOTHING)
     else:
         replication.send_append(s, leadership, transfer.target, progress)
@@ -103,6 +107,5 @@ def settle_handed_over(s: CoreState) -> None:
 
 def on_timeout_now(s: CoreState) -> None:
     """The leader of this term asks us to take over; no pre-vote, it would find a live leader."""
-    installing = s.incoming is not None and s.incoming.installing
-    if s.role is Role.FOLLOWER and election.may_campaign(s) and not installing:
+    if s.role is Role.FOLLOWER and election.may_campaign(s):
         election.campaign(s, transfer=True)

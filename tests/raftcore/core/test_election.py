@@ -13,7 +13,7 @@ from raftcore.core import messages as msg
 from raftcore.core.config import MS
 from raftcore.core.errors import InvariantError
 from raftcore.core.messages import Message
-from raftcore.core.types import SnapshotMeta, WriteMark
+from raftcore.core.types import FEATURE_LEVEL, SnapshotMeta, WriteMark
 
 TIMEOUT_NS = 300 * MS
 ONE_BYTE_SNAPSHOT = SnapshotMeta(1, 1, b"", configuration_of("abc"), 1, b"")
@@ -296,7 +296,9 @@ def test_rule_8_a_node_stuck_on_a_higher_term_pushes_the_leader_out() -> None:
 def test_rule_8_each_message_of_a_stale_leader_is_answered_with_the_term(message: Message) -> None:
     node = ManualCluster(terms={"a": 3})["a"]
     effects = node.receive(message)
-    assert sends(effects) == [msg.HeartbeatReply("a", 3, 0)]
+    assert sends(effects) == [
+        msg.HeartbeatReply("a", 3, 0, msg.Health(feature_level=FEATURE_LEVEL))
+    ]
     assert len(effects) == 1
 
 

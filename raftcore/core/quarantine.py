@@ -1,0 +1,88 @@
+"""A node in quarantine: it had said that something was durable which its disk no longer holds (D3).
+
+It votes for nobody, does not campaign and serves no read, for it may have forgotten what it
+promised; it follows and appends like any other. The leader counts it for nothing.
+
+The way out: a leader that has committed an entry of its term, and whose commit index is held by a
+quorum *without* this node, names that index. Whatever was ever committed by this node's word is at
+or below it. Once the node holds the leader's log durably up to there, nothing that it promised is
+missing any more. No such quorum: it stays in quarantine, through restarts too.
+
+That the index was confirmed after the quarantine began rests on connections that do not outlive a
+process: no message reaches a run that was sent to an earlier one.
+"""
+
+from __future__ import annotations
+
+from raftcore.core.effects import EndQuarantine
+from raftcore.core.messages import Heartbeat
+from raftcore.core.progress import Progress
+from raftcore.core.quorum import quorum_value
+from raftcore.core.state import CoreState, Leadership
+from raftcore.core.types import NodeId, Position
+
+# -- the node itself ----------------------------------------------------------------------------
+
+
+def begin(s: CoreState) -> None:
+    """This run begins in quarantine."""
+    s.quarantined = True
+    s.verified = Position(0, 0)
+
+
+def on_verified(s: CoreState, index: int) -> None:
+    """An append of our term has shown that up to ``index`` our log is the leader's."""
+    if s.verified is not None:
+        s.verified = max(s.verified, Position(s.term, index))
+
+
+def provable_commit(s: CoreState, m: Heartbeat) -> int:
+    """What a heartbeat may commit here. It carries what our last run acknowledged, and the leader
+    can not know yet that it is gone: only what came in this run is proven (rule 19)."""
+    if s.verified is None:
+        return m.commit
+    return min(m.commit, s.verified.index) if s.verified.term == s.term else 0
+
+
+def on_heartbeat(s: CoreState, m: Heartbeat) -> None:
+    """A leader of our term, which is at least the one that we remember, names the way out."""
+    if s.quarantined and m.release_index > 0:
+        s.release_index = m.release_index
+
+
+def settle(s: CoreState) -> None:
+    """Ask storage to end the quarantine, once.
+
+    Durable alone is not enough: up to the commit index our log is known to be the leader's.
+    """
+    wanted = s.release_index
+    if wanted is None or s.ending_quarantine:
+        return
+    if min(s.log.durable, s.log.committed) >= wanted:
+        s.ending_quarantine = True
+        s.emit(EndQuarantine(wanted))
+
+
+def on_ended(s: CoreState) -> None:
+    """Storage has recorded that it is over."""
+    s.quarantined = False
+    s.release_index = None
+
+
+# -- its leader ---------------------------------------------------------------------------------
+
+
+def release_index(s: CoreState, leadership: Leadership, peer: NodeId, progress: Progress) -> int:
+    """What ``peer`` must hold to leave quarantine; 0 as long as nobody can say."""
+    if not progress.health.quarantined:
+        return 0
+    committed = s.log.committed
+    if committed < leadership.first_index:
+        return 0
+
+    def match(node: NodeId) -> int:
+        if node == peer:
+            return 0
+        return s.log.durable if node == s.node_id else leadership.progress[node].counted_match
+
+    return committed if quorum_value(s.configuration, match) >= committed else 0
