@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import random
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,13 +22,16 @@ from raftcore import (
     Entry,
     EntryType,
     Founder,
+    Member,
     Node,
     NodeOptions,
     open_member,
 )
 from raftcore.cli.main import main
 from raftcore.errors import RefusedError
+from raftcore.storage.lmdb_log import open_log
 from raftcore.transport.handshake import RefusalCode
+from raftcore.transport.memory import MemoryNetwork, MemoryTransport
 from raftcore.transport.tcp import TcpTransport
 
 NAMES = ("a", "b", "c")
@@ -206,3 +212,72 @@ async def test_a_running_node_is_backed_up_and_restored_into_a_new_cluster(
     await running.start("new", node_id)
     await running.write(b"after")
     assert running.ledgers["new"].commands == [b"one", b"two", b"three", b"after"]
+
+
+@pytest.fixture
+def survivor(directories: Any) -> Any:
+    """``n3`` of three, with a snapshot at 20 and entries to 30."""
+    directories.found("n1", "n2", "n3")
+    directories.fill("n3", 30)
+    directories.snapshot("n3", 20, compact_to=21)
+    return directories
+
+
+async def test_a_recovered_cluster_grows_again_by_nodes_with_empty_directories(
+    survivor: Any,
+) -> None:
+    """What was written before and after the disaster reaches members that never saw the old one;
+    the snapshot and the log that they are sent name no cluster but the new one."""
+    cluster = survivor.configuration.cluster_id
+    into = ("--execute", "--into", survivor.path("new"), "--confirm", cluster)
+    assert typed("recover", survivor.path("n3"), *into) == 0
+
+    network = MemoryNetwork(random.Random(7))
+    with contextlib.ExitStack() as held:
+        directory = DataDirectory.open(survivor.path("new"), "n3")
+        first, ledger = await on_memory(held, network, directory)
+        async with first:
+            await until(lambda: first.is_leader)
+            made = first.configuration.cluster_id
+            joiner = DataDirectory.open(survivor.path("n4"), "n4")
+            identity = joiner.join(made)
+            second, copy = await on_memory(held, network, joiner)
+            async with second:
+                await first.add_voter(Member("n4", "127.0.0.1:7004", identity.incarnation))
+                await first.propose(b"after")
+                await until(lambda: copy.commands == ledger.commands)
+                assert copy.commands[:20] == [b"record %d" % n for n in range(1, 21)]
+                assert copy.commands[20:] == [b"data"] * 10 + [b"after"]
+                assert second.configuration.voters == ("n3", "n4")
+                assert second.configuration.cluster_id == made != cluster
+    for name in ("new", "n4"):
+        assert typed("verify", survivor.path(name)) == 0
+    assert typed("compare", survivor.path("new"), survivor.path("n4")) == 0
+
+
+class Welcoming(MemoryTransport):
+    """Answers also whom our configuration does not hold: a joiner's is empty at first."""
+
+    def _is_peer(self, node_id: str) -> bool:
+        return node_id != self.node_id
+
+
+async def on_memory(
+    held: contextlib.ExitStack, network: MemoryNetwork, directory: DataDirectory
+) -> tuple[Node, Ledger]:
+    """A node on a real log and a network in memory; the directory is closed with ``held``."""
+    held.callback(directory.close)
+    ledger = Ledger()
+    node = Node(
+        config=CoreConfig(directory.node_id, heartbeat_ms=30, election_timeout_ms=300),
+        storage=await asyncio.to_thread(open_log, directory),
+        transport=Welcoming(network, directory.node_id),
+        state_machine=ledger,
+    )
+    return node, ledger
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 (nothing signals it)
+            await asyncio.sleep(0.01)
