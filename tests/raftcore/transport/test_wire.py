@@ -160,10 +160,15 @@ def appends(draw: st.DrawFn) -> AppendRequest:
 def chunks(draw: st.DrawFn) -> SnapshotChunk:
     data, offset = draw(blobs), draw(st.integers(0, 2**40))
     size = offset + len(data) + draw(st.integers(0, 2**40))
-    names = draw(st.lists(st.text("abé漢", min_size=1, max_size=9), unique=True))
+    names = sorted(draw(st.sets(st.text("abé漢", min_size=1, max_size=9))))
     members = tuple(
-        Member(n, "h:1", draw(st.binary(min_size=16, max_size=16)), draw(st.booleans()))
-        for n in sorted(names)
+        Member(
+            n,
+            "h:1",
+            draw(st.binary(min_size=16, max_size=16)),
+            n == names[0] or draw(st.booleans()),
+        )
+        for n in names
     )
     meta = SnapshotMeta(
         draw(indexes), draw(terms), draw(st.binary(min_size=32, max_size=32)),
