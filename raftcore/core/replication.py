@@ -127,9 +127,11 @@ def on_entries_read(
             snapshots.begin_feed(s, peer, progress)
             return
         if entries:
-            # An acknowledgement may have moved the peer on while its entries were being read.
-            s.log.check_read(entries[0].index, entries)
+            # An acknowledgement may have moved the peer on while its entries were being read, and
+            # what it has no use for any more may be compacted.
             entries = entries[max(progress.next_index - entries[0].index, 0) :]
+        if entries:
+            s.log.check_read(entries[0].index, entries)
         if entries and entries[0].index == progress.next_index:
             _send_entries(s, leadership, peer, progress, prev_term, entries)
             send_append(s, leadership, peer, progress)
