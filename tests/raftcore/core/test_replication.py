@@ -534,6 +534,19 @@ def test_an_acknowledgement_of_all_that_is_being_read_leaves_nothing_to_send() -
     assert not requests(leader.outbox, "b")
 
 
+def test_what_a_peer_passed_during_a_read_may_be_compacted_when_it_arrives() -> None:
+    """Found by simulation: with a slow disk the leader took it for a wrong read."""
+    _, leader = far_behind(trailing_entries=2)
+    (read,) = leader.to_read
+    entries = tuple(leader.image.entries)
+    leader.receive(msg.AppendReply("b", leader.raft.term, True, 7, 0, 0, 1, 0))
+    leader.take_snapshot()
+    leader.take_snapshot()
+    assert leader.raft.status().first_index == 8
+    leader.step(ev.EntriesRead(leader.now_ns, read.request_id, entries))
+    assert [e.index for e in requests(leader.outbox, "b")[-1].entries] == [8, 9]
+
+
 def test_a_read_that_found_nothing_is_asked_again_later() -> None:
     _, leader = far_behind()
     (read,) = leader.to_read
