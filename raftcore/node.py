@@ -30,7 +30,7 @@ from raftcore.members import (
     complete,
     wanted_members,
 )
-from raftcore.metrics import Sample, transport_samples
+from raftcore.metrics import Sample, storage_samples, transport_samples
 from raftcore.observer import EventCallback, Observer
 from raftcore.operations import Operations
 from raftcore.runtime import NodeOptions, Runtime
@@ -345,6 +345,7 @@ class Node(Operations, MemberCommands):
             pending_proposals=len(driver.proposals),
             pending_waits=len(driver.waits),
             disk=driver.disk_status(),
+            storage=self._storage.stats(),
             snapshot=driver.snapshotting.status(),
             apply_lag_ms=driver.observer.apply_age_ns() // 1_000_000,
             staleness_ms=self.staleness_ms(),
@@ -361,6 +362,7 @@ class Node(Operations, MemberCommands):
         driver = self._running()
         samples = [*self.counters.samples(), *gauges(self.status())]
         samples += driver.observer.measures.samples()
+        samples += storage_samples(self._storage.stats())
         stats = getattr(self._transport, "stats", None)
         if isinstance(stats, TransportStats):
             samples += transport_samples(stats)
