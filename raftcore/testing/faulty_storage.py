@@ -262,7 +262,6 @@ class FaultyStorage:
         return self.run("scrub", lambda: self.inner.scrub(max_entries))
 
     def stats(self) -> StorageStats:
-        """Figures only: no operation, and without faults."""
         return self.inner.stats()
 
     def close(self) -> None:

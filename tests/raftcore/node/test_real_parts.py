@@ -120,6 +120,15 @@ class Cluster:
             await self.nodes.pop(name).stop(handover=False)
             self._directories.pop(name).close()
 
+    async def start_one(self, name: str) -> None:
+        async with asyncio.timeout(20):
+            await self._start_one(next(f for f in self.founders if f.node_id == name))
+
+    async def stop_one(self, name: str) -> None:
+        await self.nodes.pop(name).stop(handover=False)
+        del self.machines[name]
+        self._directories.pop(name).close()
+
     async def leader(self) -> Node:
         async with asyncio.timeout(20):
             while True:
@@ -295,20 +304,19 @@ async def test_a_member_that_lost_something_is_filled_again_and_takes_part_again
     await cluster.start()
     leader = await cluster.leader()
     name = next(n for n in NAMES if n != leader.config.node_id)
-    founder = next(f for f in cluster.founders if f.node_id == name)
     path = cluster.root / name
     said = [b"the first", *(b"the tenth" for _ in range(10)), b"the last"]
     await leader.propose(said[0])
     await cluster.until_equal(said[:1])
-    await cluster.halt(name)
+    await cluster.stop_one(name)
     shutil.copy(path / "log" / "data.mdb", cluster.root / "older.mdb")
-    await cluster.restart(founder)
+    await cluster.start_one(name)
     for data in said[1:]:
         await leader.propose(data)
     await cluster.until_equal(said)
-    await cluster.halt(name)
+    await cluster.stop_one(name)
     harm(path)
-    await cluster.restart(founder)
+    await cluster.start_one(name)
     assert (path / "QUARANTINE").exists()
     assert cluster.nodes[name].status().quarantine
     await leader.propose(b"meanwhile")
@@ -319,6 +327,6 @@ async def test_a_member_that_lost_something_is_filled_again_and_takes_part_again
     assert not (path / "QUARANTINE").exists()
     for other in NAMES:
         if other not in (name, leader.config.node_id):
-            await cluster.halt(other)
+            await cluster.stop_one(other)
     await leader.propose(b"with its voice")
     assert cluster.machines[leader.config.node_id].commands[-1] == b"with its voice"
