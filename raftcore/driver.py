@@ -36,7 +36,7 @@ from raftcore.status import DiskStatus, Proposed
 from raftcore.storage.base import LogStorage
 from raftcore.trace import Kind
 from raftcore.transport.base import Transport
-from raftcore.workers import LogWriter, Worker, Written
+from raftcore.workers import LogWriter, Poster, Written
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class Driver:
         self._runtime = runtime
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
+        self._post = Poster(self._loop, self._fail)
         self._closed = False
         self._recovered = False
         self._outbox = Outbox(self._give, self.now_ns)
@@ -121,7 +122,7 @@ class Driver:
 
     async def recover(self) -> Recovery:
         """Bring log and state machine together and make the core."""
-        recovery: Recovery = await self._run_on(
+        recovery = await self._post.result_of(
             self._apply_worker, lambda: recover(self._storage, self._machine)
         )
         recovered = recovery.state
@@ -131,8 +132,6 @@ class Driver:
         self.raft = Raft(config, recovered, self._runtime.rng, self.now_ns())
         self._peers = self.raft.peers
         self.quarantine = recovery.quarantine
-        if self.raft.removed:
-            self.removed = "it was removed before this start"
         self._rebuilt = recovery.rebuilt
         self.snapshotting = Snapshotting(
             storage=self._storage,
@@ -206,36 +205,6 @@ class Driver:
         )
         return all(ended)
 
-    async def _run_on(self, worker: Worker, job: Callable[[], Any]) -> Any:
-        """Run ``job`` on a worker and await its result; errors come back here."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-
-        def run() -> None:
-            try:
-                result = job()
-            except Exception as error:  # noqa: BLE001 - handed to the awaiting caller
-                failure = error
-                self._post(lambda: future.set_exception(failure))
-            else:
-                self._post(lambda: future.set_result(result))
-
-        worker.submit(run)
-        return await future
-
-    def _post(self, callback: Callable[[], None]) -> None:
-        """From any thread: run ``callback`` on the loop. Dropped when the loop is gone."""
-        try:
-            self._loop.call_soon_threadsafe(self._run_posted, callback)
-        except RuntimeError:
-            logger.debug("a completion came after the event loop was closed")
-
-    def _run_posted(self, callback: Callable[[], None]) -> None:
-        """A completion that is not understood leaves something waiting for ever: that is final."""
-        try:
-            callback()
-        except Exception as error:  # noqa: BLE001 - the first failure is final
-            self._fail(error)
-
     def _on_worker_error(self, error: BaseException) -> None:
         self._post(lambda: self._fail(error))
 
@@ -258,7 +227,6 @@ class Driver:
             held_age_ms=outbox.held_age_ms(),
             free_bytes=self._free_bytes,
             full=self.disk_full,
-            scrub_next_index=self.maintenance.scrub.next_index,
         )
 
     def deliver(self, event: ev.Event) -> None:

@@ -1,8 +1,9 @@
 """What a node does once a second, busy or not: look after the log's store, verify some of the log.
 
 A bit that flips in an old entry is found when somebody reads it, which may be when the last good
-copy is gone. So the whole log is read once per pass, a little at a time, on the worker that reads
-for slow peers; what does not verify is final, as everywhere (rule 46).
+copy is gone. So everything that is stored is verified once per pass, a little at a time, on the
+worker that reads for slow peers; what does not verify is final, as everywhere (rule 46), and the
+next start goes on in quarantine (D3).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable
 
 from raftcore.core.raft import Raft
 from raftcore.observer import Observer
-from raftcore.storage.base import LogStorage
+from raftcore.storage.base import LogStorage, ScrubProgress
+from raftcore.storage.scrub import BYTES_PER_ENTRY
 from raftcore.trace import Kind
 from raftcore.transport.base import Transport
 from raftcore.workers import LogWriter, PostToLoop, Worker
@@ -21,33 +23,30 @@ INTERVAL_S = 1.0
 
 #: Most that one step verifies, so that a peer's read waits behind little.
 SCRUB_STEP_ENTRIES = 256
-SCRUB_STEP_BYTES = 1 << 20
 
 #: Entries looked at for the age of the oldest: a leader's first entry has no time of its own.
 OLDEST_ENTRIES = 16
+OLDEST_BYTES = 1 << 20
 
 
-class Scrub:
-    """Walks over the log at a pace that makes one pass in ``interval_s``. Only arithmetic."""
+class Pace:
+    """Says how much to verify now, so that a pass takes ``interval_s``. Only arithmetic."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
         self._due = 0.0
-        self.next_index = 1
 
-    def step(self, first: int, last: int, elapsed_s: float) -> tuple[int, int] | None:
-        """The entries to verify now, of the log ``first..last``; None for none yet."""
-        if self._interval_s <= 0 or last < first:
-            return None
-        if not first <= self.next_index <= last:
-            self.next_index = first  # what was cut off needs no look, and the end is a new start
-        self._due += (last - first + 1) * elapsed_s / self._interval_s
+    def step(self, entries: int, elapsed_s: float) -> int:
+        """How many of that many entries are due; 0 for none yet."""
+        if self._interval_s <= 0:
+            return 0
+        self._due += entries * elapsed_s / self._interval_s
         if self._due < 1:
-            return None
+            return 0
         count = min(int(self._due), SCRUB_STEP_ENTRIES)
         # What could not be done in time is not made up for: the pass takes longer then.
         self._due = min(self._due - count, SCRUB_STEP_ENTRIES)
-        return self.next_index, min(self.next_index + count - 1, last)
+        return count
 
 
 class Maintenance:
@@ -72,8 +71,8 @@ class Maintenance:
         self._post = post
         self._observer = observer
         self._wall_clock_ms = wall_clock_ms
-        self.scrub = Scrub(scrub_interval_s)
-        self._pass_entries = 0
+        self._pace = Pace(scrub_interval_s)
+        self._verified_before = 0  #: entries, in the passes before this one
         self._reading = False
         self._oldest: tuple[int, int] | None = None  #: first index, and its time
         self._timer: asyncio.TimerHandle | None = None
@@ -99,28 +98,28 @@ class Maintenance:
         if self._reading:
             return  # the disk is slow enough already
         first, last = raft.first_index, raft.durable_index
+        snapshot = self._storage.newest_snapshot()
+        weight = last - first + 1
+        if snapshot is not None:
+            weight += snapshot.size_bytes // BYTES_PER_ENTRY + 1
         if last >= first and (self._oldest is None or self._oldest[0] != first):
             self._reading = True
             self._read_worker.submit(lambda: self._look_at_oldest(first, last))
-        elif (step := self.scrub.step(first, last, INTERVAL_S)) is not None:
+        elif (due := self._pace.step(weight, INTERVAL_S)) > 0:
             self._reading = True
-            self._read_worker.submit(lambda: self._verify(*step, last))
+            self._read_worker.submit(lambda: self._scrub(due))
 
     # -- on the read worker ---------------------------------------------------------------------
 
     def _look_at_oldest(self, first: int, last: int) -> None:
         until = min(last, first + OLDEST_ENTRIES - 1)
-        entries = self._storage.read(first, until, SCRUB_STEP_BYTES)
+        entries = self._storage.read(first, until, OLDEST_BYTES)
         time_ms = next((entry.timestamp_ms for entry in entries if entry.timestamp_ms), 0)
         self._post(lambda: self._looked(first, time_ms))
 
-    def _verify(self, first: int, until: int, last: int) -> None:
-        """Reading verifies each entry's checksum. Raises what is final if one does not fit."""
-        entries = self._storage.read(first, until, SCRUB_STEP_BYTES)
-        # None were read: they have been cut off meanwhile, and the next step begins where the log
-        # does then.
-        next_index = entries[-1].index + 1 if entries else until + 1
-        self._post(lambda: self._verified(next_index, len(entries), last))
+    def _scrub(self, max_entries: int) -> None:
+        progress = self._storage.scrub(max_entries)
+        self._post(lambda: self._scrubbed(progress))
 
     # -- back on the loop -----------------------------------------------------------------------
 
@@ -128,12 +127,9 @@ class Maintenance:
         self._reading = False
         self._oldest = (first, time_ms)
 
-    def _verified(self, next_index: int, count: int, last: int) -> None:
+    def _scrubbed(self, progress: ScrubProgress) -> None:
         self._reading = False
-        self.scrub.next_index = next_index
-        self._pass_entries += count
-        self._observer.counters.scrub_entries += count
-        if next_index > last:
-            self._observer.counters.scrub_passes += 1
-            self._observer.trace(Kind.SCRUB_FINISHED, entries=self._pass_entries)
-            self._pass_entries = 0
+        if progress.finished:
+            entries = progress.entries - self._verified_before
+            self._verified_before = progress.entries
+            self._observer.trace(Kind.SCRUB_FINISHED, entries=entries)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from raftcore.storage.base import StorageStats
 from raftcore.transport.options import TransportStats
 
 #: Distinct label values that one histogram keeps apart at most; further ones count as "other".
@@ -138,8 +139,6 @@ _COUNTERS = _table(
     ("appends_sent", "", "Messages with entries sent."),
     ("peer_violations", "", "Messages that no correct member sends, dropped."),
     ("peers_lost", "", "Connections to peers that broke.", "peer"),
-    ("scrub_entries", "entries", "Entries verified in the background."),
-    ("scrub_passes", "", "Times that the whole log was verified in the background."),
 )
 
 _GAUGES = _table(
@@ -171,6 +170,7 @@ _GAUGES = _table(
     ("held_message_age_seconds", "seconds", "How long the first of them waits."),
     ("writes_waiting", "", "Durable writes asked for and not finished."),
     ("write_age_seconds", "seconds", "Age of the oldest of them: how far the disk is behind."),
+    ("stalled", "", "1 while the disk counts as stalled (rule 48)."),
     ("last_write_seconds", "seconds", "Duration of the last durable transaction."),
     ("disk_free_bytes", "bytes", "Space left on the log's disk when last looked at."),
     ("disk_full", "", "1 while proposals are refused because the disk is nearly full."),
@@ -182,11 +182,14 @@ _GAUGES = _table(
     ("peer_lag_entries", "entries", "Entries of the leader's log that a peer has not.", "peer"),
     ("peer_contact_age_seconds", "seconds", "Since the leader heard a peer last.", "peer"),
     ("peer_inflight_bytes", "bytes", "Sent to a peer and not acknowledged.", "peer"),
+    ("peer_write_age_seconds", "seconds", "How far a peer's disk is behind, as it says.", "peer"),
+    ("peer_quarantined", "", "1 while a peer counts for nothing (D3).", "peer"),
     ("peer_paused", "", "1 while a peer is not sent more; the status says why.", "peer"),
     ("voters", "", "Voters of the configuration in force."),
     ("learners", "", "Learners of the configuration in force."),
     ("configuration_index", "", "Log index of the configuration in force: its version."),
     ("membership_stage", "", "0 stable, 1 staging, 2 joint."),
+    ("lease_remaining_seconds", "seconds", "How long the leader's lease holds yet."),
     ("feature_level", "", "Feature level of the cluster."),
     ("pending_joiners", "", "Nodes that asked to join and were not admitted."),
     ("quarantined", "", "1 while this node counts for nothing because it lost something (D3)."),
@@ -234,9 +237,30 @@ _TRANSPORT = _table(
     ("transport_rejected", "", "Handshakes in which this node was refused.", "code"),
 )
 
+#: What the log's store counts.
+_STORAGE = [
+    *_table(
+        Kind.COUNTER,
+        ("storage_commits", "", "Durable transactions of the store, with those of upkeep."),
+        ("storage_commit_seconds_total", "seconds", "Time spent in them, syncs included."),
+        ("floor_writes", "", "Times that FLOOR was written (D3)."),
+        ("scrub_entries", "entries", "Entries verified in the background."),
+        ("scrub_snapshots", "", "Snapshot files verified in the background."),
+        ("scrub_passes", "", "Times that everything stored was verified in the background."),
+    ),
+    *_table(
+        Kind.GAUGE,
+        ("storage_used_bytes", "bytes", "Bytes of the log's file that hold something."),
+        ("storage_free_bytes", "bytes", "Bytes of the log's file to be used again."),
+        ("storage_map_bytes", "bytes", "Size of the log's memory map."),
+        ("storage_limit_bytes", "bytes", "What the map may grow to."),
+        ("storage_runs", "", "How often this directory was opened."),
+    ),
+]
+
 #: Every figure, by name. Exporters put their own prefix before it.
 FIGURES: dict[str, Figure] = {
-    figure.name: figure for figure in (*_COUNTERS, *_GAUGES, *_HISTOGRAMS, *_TRANSPORT)
+    figure.name: figure for figure in (*_COUNTERS, *_GAUGES, *_HISTOGRAMS, *_STORAGE, *_TRANSPORT)
 }
 
 
@@ -275,8 +299,6 @@ class Counters:
     appends_sent: int = 0
     peer_violations: int = 0
     peers_lost_by: Counter[str] = field(default_factory=Counter)
-    scrub_entries: int = 0
-    scrub_passes: int = 0
 
     @property
     def proposals_refused(self) -> int:
@@ -293,6 +315,25 @@ class Counters:
                     yield Sample(figure, total, label)
             else:
                 yield Sample(figure, getattr(self, figure.name))
+
+
+def storage_samples(stats: StorageStats) -> Iterator[Sample]:
+    """What a store counted."""
+    values = {
+        "storage_commits": stats.commits,
+        "storage_commit_seconds_total": stats.commit_seconds,
+        "floor_writes": stats.floor_writes,
+        "scrub_entries": stats.scrub.entries,
+        "scrub_snapshots": stats.scrub.snapshots,
+        "scrub_passes": stats.scrub.passes,
+        "storage_used_bytes": stats.used_bytes,
+        "storage_free_bytes": stats.free_bytes,
+        "storage_map_bytes": stats.map_bytes,
+        "storage_limit_bytes": stats.limit_bytes,
+        "storage_runs": stats.runs,
+    }
+    for figure in _STORAGE:
+        yield Sample(figure, values[figure.name])
 
 
 def transport_samples(stats: TransportStats) -> Iterator[Sample]:

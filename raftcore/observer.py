@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable
 
 from raftcore.core import effects as fx
+from raftcore.core.membership import stage_of
 from raftcore.core.messages import AppendReply, AppendRequest, Message, VoteReply
 from raftcore.core.types import Configuration, NodeId
 from raftcore.metrics import Counters, Measures
-from raftcore.status import stage_of
 from raftcore.trace import Kind, TraceEvent, Tracer, Value
 from raftcore.workers import Written
 

@@ -16,6 +16,7 @@ from raftcore.errors import (
     ChangeInProgressError,
     NotLeaderError,
     OutcomeUnknownError,
+    QuarantinedError,
     ReadTimeoutError,
     RefusedError,
     RemovedError,
@@ -112,7 +113,7 @@ class Operations:
         Raises:
             NotLeaderError: no leader is known that could confirm it; ask again.
             ReadTimeoutError: no leader confirmed it in time, or it was not applied here in time.
-            OverloadedError, StoppedError, RemovedError: refused.
+            QuarantinedError, OverloadedError, StoppedError, RemovedError: refused.
         """
         began_ns = self._runtime.clock_ns()
         by_lease = self.options.lease_reads if lease is None else lease
@@ -127,6 +128,8 @@ class Operations:
         return index
 
     async def _read_barrier(self, driver: Driver, timeout_s: float, lease: bool) -> int:
+        if driver.quarantine is not None:
+            raise QuarantinedError(driver.quarantine)
         loop = asyncio.get_running_loop()
         future = driver.reads.add(loop, lease=lease)
         if len(driver.reads.incoming) == 1:

@@ -134,5 +134,6 @@ def stored_configuration(storage: LmdbLog) -> Configuration:
     if first:
         return decode_configuration(first[0].data)
     snapshot = storage.newest_snapshot()
-    assert snapshot is not None, "a log without its first entry has a snapshot"
+    if snapshot is None:  # the log is empty: this node joins, or lost everything
+        return Configuration(storage.identity.cluster_id, ())
     return snapshot.configuration

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from raftcore.core.membership import stage_of
 from raftcore.core.raft import PeerStatus, Status
 from raftcore.core.types import Configuration, Member, NodeId
 from raftcore.metrics import Counters
+from raftcore.storage.base import StorageStats
 
-__all__ = ["Counters", "DiskStatus", "NodeStatus", "Proposed", "SnapshotStatus", "stage_of"]
+__all__ = ["Counters", "DiskStatus", "NodeStatus", "Proposed", "SnapshotStatus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,6 @@ class DiskStatus:
     held_age_ms: int = 0
     free_bytes: int | None = None
     full: bool = False
-    scrub_next_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class NodeStatus:
     pending_proposals: int
     pending_waits: int
     disk: DiskStatus
+    storage: StorageStats
     snapshot: SnapshotStatus
     apply_lag_ms: int
     staleness_ms: int | None
@@ -99,14 +101,11 @@ class NodeStatus:
         core = self.core
         if core.role != "leader" or core.commit_index >= core.last_index:
             return None
-        missing = [
-            f"{voter} ({self._why_behind(voter)})"
-            for voter in _all_voters(self.configuration)
-            if self._match_index(voter) <= core.commit_index
-        ]
+        missing = [f"{voter} ({self._why_behind(voter)})" for voter in core.commit_waits_for]
         if not missing:
-            return "an entry of this leader's own term on a quorum (thesis 3.6.2)"
-        return f"entry {core.commit_index + 1} on a quorum; not yet there: {', '.join(missing)}"
+            return "its own bookkeeping: a quorum has the last entry"
+        first, last = core.commit_index + 1, core.last_index
+        return f"entries {first} to {last} on a quorum; not yet there: {', '.join(missing)}"
 
     def describe(self) -> str:
         """All of it, in lines for people."""
@@ -117,20 +116,18 @@ class NodeStatus:
     def _peer(self, node_id: NodeId) -> PeerStatus | None:
         return next((peer for peer in self.core.peers if peer.node_id == node_id), None)
 
-    def _match_index(self, voter: NodeId) -> int:
-        if voter == self.core.node_id:
-            return self.core.durable_index
-        peer = self._peer(voter)
-        return peer.match_index if peer is not None else 0
-
     def _why_behind(self, voter: NodeId) -> str:
         if voter == self.core.node_id:
             return f"its own disk, for {self.disk.write_age_ms} ms"
         if voter not in self.connected:
             return "not connected"
         peer = self._peer(voter)
+        if peer is not None and peer.quarantined:
+            return "in quarantine: it counts for nothing"
         if peer is not None and peer.paused_because is not None:
             return peer.paused_because
+        if peer is not None and peer.write_age_ms >= 1000:
+            return f"its disk has finished nothing for {peer.write_age_ms} ms"
         if peer is not None and peer.contact_age_ms >= 1000:
             return f"silent for {peer.contact_age_ms} ms"
         return "its acknowledgement is on the way"
@@ -143,6 +140,7 @@ class NodeStatus:
             ("removed", self.removed),
             ("quarantine", self.quarantine),
             ("commit waits for", self.commit_waits_for),
+            ("change of members waits for", self.core.change_waits_for),
         ):
             if reason is not None:
                 yield f"{name}: {reason}"
@@ -183,9 +181,11 @@ class NodeStatus:
         if configuration.old_voters:
             yield f"  also needed: a majority of {_names(configuration.old_voters)}"
         if configuration.lease is not None:
-            lease = configuration.lease
+            lease, left_ms = configuration.lease, self.core.lease_remaining_ms
+            held = "not held here" if left_ms is None else f"held for {left_ms} ms yet"
             yield (
-                f"lease: {lease.election_timeout_ms} ms, clocks within {lease.clock_error_ppm} ppm"
+                f"lease: {lease.election_timeout_ms} ms, clocks within {lease.clock_error_ppm} "
+                f"ppm, {held}"
             )
         for joiner in self.joiners:
             yield f"asks to join: {joiner.node_id} at {joiner.address}"
@@ -201,8 +201,14 @@ class NodeStatus:
         if peer is not None:
             words.append(f"{self.core.last_index - peer.match_index} behind")
             words.append(f"heard {peer.contact_age_ms} ms ago")
+            if peer.quarantined:
+                words.append("in quarantine")
+            if peer.write_age_ms:
+                words.append(f"its oldest write is {peer.write_age_ms} ms old")
             if peer.snapshot_offset is not None:
                 words.append(f"snapshot at byte {peer.snapshot_offset}")
+            if peer.catch_up is not None:
+                words.append(f"catching up: {peer.catch_up}")
             if peer.paused_because is not None:
                 words.append(f"paused: {peer.paused_because}")
         return ", ".join(words)
@@ -215,6 +221,11 @@ class NodeStatus:
             f"last {disk.last_write_ms:.1f} ms; {disk.held_messages} messages held, "
             f"oldest {disk.held_age_ms} ms; free {free}{', FULL' if disk.full else ''}"
         )
+        stored, scrub = self.storage, self.storage.scrub
+        yield (
+            f"store: {stored.used_bytes >> 20} MiB used of at most {stored.limit_bytes >> 20} MiB; "
+            f"opened {stored.runs} times; {scrub.entries} entries verified, {scrub.passes} passes"
+        )
         words = [f"snapshot: at {self.core.snapshot_index}"]
         if snapshot.last_bytes is not None and snapshot.last_age_ms is not None:
             words.append(f"{snapshot.last_bytes} bytes, {snapshot.last_age_ms // 1000} s ago")
@@ -223,17 +234,6 @@ class NodeStatus:
         if snapshot.receiving is not None:
             words.append("receiving one, {} of {} bytes".format(*snapshot.receiving))
         yield ", ".join(words)
-
-
-def stage_of(configuration: Configuration) -> str:
-    """Where a change of the members stands: ``stable``, ``staging`` or ``joint``."""
-    if configuration.old_voters:
-        return "joint"
-    return "stable" if configuration.target is None else "staging"
-
-
-def _all_voters(configuration: Configuration) -> list[NodeId]:
-    return sorted({*configuration.voters, *configuration.old_voters})
 
 
 def _names(nodes: tuple[NodeId, ...]) -> str:

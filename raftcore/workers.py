@@ -6,15 +6,21 @@ loop and never on a shared executor: a hanging disk then holds up one thread and
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from raftcore.core.effects import Persist
 from raftcore.core.types import WriteMark
 from raftcore.storage.base import LogStorage, Write
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Runs a callback on the event loop's thread, soon; safe from any thread.
 PostToLoop = Callable[[Callable[[], None]], None]
@@ -77,6 +83,50 @@ class Written:
     size_bytes: int
     waited_ns: int  #: how long the oldest write in it had waited
     duration_ns: int
+
+
+class Poster:
+    """Brings what workers have to say back to the event loop. Callable from any thread.
+
+    Args:
+        on_failure: told what a callback raises: a completion that is not understood leaves
+            something waiting for ever, so that is final.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None]
+    ) -> None:
+        self._loop = loop
+        self._on_failure = on_failure
+
+    def __call__(self, callback: Callable[[], None]) -> None:
+        """Run ``callback`` on the loop. Dropped when the loop is gone."""
+        try:
+            self._loop.call_soon_threadsafe(self._run, callback)
+        except RuntimeError:
+            logger.debug("a completion came after the event loop was closed")
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001 - the first failure is final
+            self._on_failure(error)
+
+    async def result_of(self, worker: Worker, job: Callable[[], T]) -> T:
+        """Run ``job`` on a worker and await its result; errors come back here."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                result = job()
+            except BaseException as error:  # noqa: BLE001 - handed to who awaits it
+                failure = error
+                self(lambda: future.set_exception(failure))
+            else:
+                self(lambda: future.set_result(result))
+
+        worker.submit(run)
+        return await future
 
 
 class LogWriter:

@@ -18,8 +18,10 @@ from raftcore.metrics import (
     HistogramValue,
     Kind,
     Measures,
+    storage_samples,
     transport_samples,
 )
+from raftcore.storage.base import ScrubProgress, StorageStats
 from raftcore.transport.options import TransportStats
 
 
@@ -73,10 +75,12 @@ def test_every_counter_has_a_sample_and_labels_make_one_each() -> None:
     assert samples["write_seconds_total", ""] == 1.5
     assert samples["proposals_refused", "overloaded"] == 2
     assert samples["proposals_refused", "not_leader"] == 1
+    others = {s.figure.name for s in storage_samples(StorageStats())}
+    others |= {s.figure.name for s in transport_samples(TransportStats())}
     plain = {
         f.name
         for f in FIGURES.values()
-        if f.kind is Kind.COUNTER and not f.label and not f.name.startswith("transport_")
+        if f.kind is Kind.COUNTER and not f.label and f.name not in others
     }
     assert {name for name, label in samples if not label} == plain
 
@@ -92,6 +96,13 @@ def test_a_histogram_with_labels_keeps_a_bounded_number_apart() -> None:
     other = values[OTHER_LABEL]
     assert isinstance(other, HistogramValue)
     assert other.count == 10
+
+
+def test_what_a_store_counted_is_told_completely() -> None:
+    stats = StorageStats(commits=3, runs=2, scrub=ScrubProgress(entries=9, passes=1))
+    samples = {s.figure.name: s.value for s in storage_samples(stats)}
+    assert (samples["storage_commits"], samples["storage_runs"]) == (3, 2)
+    assert (samples["scrub_entries"], samples["scrub_passes"]) == (9, 1)
 
 
 def test_what_a_transport_counted_is_told_completely() -> None:

@@ -22,6 +22,7 @@ from raftcore import (
     Entry,
     EntryType,
     JoinPolicy,
+    Lease,
     Member,
     Node,
     NodeOptions,
@@ -166,11 +167,11 @@ class World:
 
     until = staticmethod(until)
 
-    def __init__(self, *ids: str) -> None:
+    def __init__(self, *ids: str, lease: Lease | None = None) -> None:
         members = tuple(
             Member(i, f"{i}:1", i.encode().ljust(16, b"-"), voter=True) for i in sorted(ids)
         )
-        self.configuration = Configuration("c0ffee", members)
+        self.configuration = Configuration("c0ffee", members, lease=lease)
         self.network = MemoryNetwork(random.Random(7))
         self.disks = {i: MemoryDisk.bootstrapped(i, self.configuration) for i in ids}
         self.stored = {i: Stored() for i in ids}
@@ -295,8 +296,8 @@ class World:
 async def make_world() -> AsyncIterator[Callable[..., World]]:
     made: list[World] = []
 
-    def make(*ids: str) -> World:
-        made.append(World(*ids))
+    def make(*ids: str, lease: Lease | None = None) -> World:
+        made.append(World(*ids, lease=lease))
         return made[-1]
 
     yield make

@@ -181,6 +181,10 @@ async def test_a_leader_that_is_removed_hands_over_and_stays_as_a_silent_followe
     assert status.core.role == "follower"
     assert "removed: " in status.describe()
     assert new.configuration_version == version
+    await old.stop()
+    await three.start(name(old))
+    again = three.nodes[name(old)]
+    await three.until("it knows that after a restart too", lambda: again.removed)
 
 
 async def test_a_removed_node_disturbs_nobody(three: Any) -> None:
@@ -299,7 +303,9 @@ async def test_while_new_voters_are_made_another_change_of_an_old_version_is_ref
     await three.until("it is being added", lambda: leader.status().stage == "staging")
     with pytest.raises((ChangeInProgressError, StaleVersionError)):
         await leader.change_members(leader.configuration.members, version=version)
-    assert "wanted: voters a, b, c, d" in leader.status().describe()
+    text = leader.status().describe()
+    assert "wanted: voters a, b, c, d" in text
+    assert "change of members waits for: " in text
     # who looks again may put another change in its place
     await retried(lambda: leader.remove("d"))
     with pytest.raises(OutcomeUnknownError):
