@@ -32,7 +32,7 @@ SCOPES: dict[str, tuple[Bounds, int, int, int]] = {
     "everything": (Bounds(), 60_000, 3, 0),
     "next leader": (
         Bounds(start="elected", terms=1, timeouts=1, entries=1, crashes=0, **PLAIN),
-        200_000, 2, 3,
+        60_000, 1, 2,
     ),
     "figure 8": (
         Bounds(start="divided", terms=1, timeouts=1, entries=0, crashes=1, **PLAIN), 60_000, 1, 1,
