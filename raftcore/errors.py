@@ -162,6 +162,12 @@ class OutcomeUnknownError(RaftcoreError):
     code = "outcome_unknown"
 
 
+class SessionExpiredError(OutcomeUnknownError):
+    """The session ended while it was not known whether the command had been executed."""
+
+    code = "session_expired"
+
+
 class StorageError(RaftcoreError):
     """The store can not be used. The first one is final for the process (rule 46)."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 
 from raftcore.admission import Admission, JoinPolicy, is_member
@@ -37,6 +38,7 @@ from raftcore.runtime import NodeOptions, Runtime
 from raftcore.statemachine import StateMachine
 from raftcore.status import NodeStatus
 from raftcore.storage.base import LogStorage
+from raftcore.tools.archive import Archived, backup_running
 from raftcore.trace import Kind, Tracer
 from raftcore.transport.base import Transport
 from raftcore.transport.options import TransportStats
@@ -333,6 +335,21 @@ class Node(Operations, MemberCommands):
         """Take a snapshot now; returns the index it stands at."""
         driver = self._running()
         return await driver.snapshotting.take(driver.raft)
+
+    async def backup(self, path: str | os.PathLike[str]) -> Archived:
+        """Take a snapshot now and archive it, with this node's identity, in the new file ``path``.
+
+        ``raftcore restore`` makes a new cluster from it. It holds everything that this node had
+        applied; on the leader, after a read barrier, everything acknowledged before the call.
+
+        Raises:
+            RefusedError: ``path`` exists, or the snapshot was replaced meanwhile (try again).
+            OverloadedError: a snapshot is being taken already.
+            StorageError: the archive could not be written, or the snapshot not be read.
+        """
+        await self.snapshot()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, backup_running, self._storage, path)
 
     def status(self) -> NodeStatus:
         """A picture of now, see :meth:`NodeStatus.describe` for words."""

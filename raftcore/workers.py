@@ -119,7 +119,7 @@ class Poster:
         def run() -> None:
             try:
                 result = job()
-            except Exception as error:  # noqa: BLE001 - handed to the awaiting caller
+            except BaseException as error:  # noqa: BLE001 - handed to who awaits it
                 failure = error
                 self(lambda: future.set_exception(failure))
             else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raftcore.core import (
     change,
     election,
+    fingerprint,
     health,
     lease,
     quarantine,
@@ -280,6 +281,23 @@ class Raft:
     def status(self) -> Status:
         """A picture that can say why."""
         return status_of(self._s)
+
+    # -- exploring ------------------------------------------------------------------------------
+
+    def clone(self, rng: random.Random | None = None) -> Raft:
+        """An independent copy of this core as it is between two steps.
+
+        It draws its timeouts from ``rng``, by default from a copy of this core's own source.
+        """
+        twin: Raft = object.__new__(Raft)
+        twin._s = fingerprint.clone_state(self._s, rng)
+        twin._failed = self._failed
+        return twin
+
+    def fingerprint(self) -> bytes:
+        """Sixteen bytes that are equal for cores that would do the same from now on, whatever
+        their random source, their deadlines and how they number their writes and requests."""
+        return fingerprint.fingerprint_of(self._s)
 
 
 # -- events -------------------------------------------------------------------------------------

@@ -278,6 +278,27 @@ class DataDirectory:
             self._write_marker(identity, members)
             self._remove_founding()
 
+    def adopt_log(self, configuration: Configuration, incarnation: bytes) -> Identity:
+        """Give a directory whose log and snapshots were just built in it its IDENTITY, then marker.
+
+        For recovery and restore. IDENTITY is what makes the directory one that may be opened: a
+        crash before leaves a log without it, which every start refuses.
+
+        Raises:
+            BootstrapError: there is an identity already.
+            StorageError: the disk failed.
+        """
+        self._check_usable()
+        if self._identity is not None or self._founding is not None:
+            raise BootstrapError(f"{self.path} is not an empty directory")
+        identity = Identity(configuration.cluster_id, self.node_id, incarnation)
+        with self._final(f"finishing {self.path}"):
+            self.files.fsync_directory(self.path)
+            self._write_identity(identity)
+            self._identity = identity
+            self._write_marker(identity, [member.node_id for member in configuration.members])
+        return identity
+
     def _write_founding(self, incarnation: bytes, purpose: dict[str, str]) -> None:
         body = stamp({"node_id": self.node_id, "incarnation": incarnation.hex(), **purpose})
         with self._final("writing FOUNDING"):
@@ -299,15 +320,7 @@ class DataDirectory:
         self.files.reached("log:renamed")
 
     def _write_identity(self, identity: Identity) -> None:
-        body = stamp(
-            {
-                "cluster_id": identity.cluster_id,
-                "node_id": identity.node_id,
-                "incarnation": identity.incarnation.hex(),
-                "engine": ENGINE,
-            }
-        )
-        self.files.write_atomically(self.path / "IDENTITY", seal(body))
+        self.files.write_atomically(self.path / "IDENTITY", identity_record(identity))
 
     def _write_marker(self, identity: Identity, members: Sequence[str]) -> None:
         """Best effort by nature: the parent may belong to somebody else (a mount point)."""
@@ -382,6 +395,17 @@ def _lock(path: Path) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def identity_record(identity: Identity) -> bytes:
+    """The content of the file IDENTITY."""
+    body = {
+        "cluster_id": identity.cluster_id,
+        "node_id": identity.node_id,
+        "incarnation": identity.incarnation.hex(),
+        "engine": ENGINE,
+    }
+    return seal(stamp(body))
 
 
 def _identity_of(body: dict[str, Any], node_id: str) -> Identity:

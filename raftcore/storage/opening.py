@@ -113,6 +113,21 @@ class _Examined:
     adopt: bool
 
 
+def judge_floor(floor: Floor | None, records: MetaRecords) -> tuple[str, bool]:
+    """What FLOOR says is lost, and whether it is to be made from the log instead.
+
+    The latter where there never was one, and where a program that does not know it (release 0.1)
+    ran last: it may have cut the log below a FLOOR that it left alone.
+    """
+    known = records.floor_runs
+    if floor is None:
+        return ("", True) if known is None else ("FLOOR is missing or damaged", False)
+    if known != records.runs and floor.runs <= records.runs:
+        return "", True
+    lost = went_back(floor, records.shape.hard_state, records.shape.last_index)
+    return (f"the log went back: {lost}" if lost else ""), False
+
+
 class Opener:
     """Opens the log of one directory, once."""
 
@@ -196,7 +211,7 @@ class Opener:
         unusable = pointer is not None and (snapshot is None or snapshot.digest != pointer.digest)
         not_it = (pointer.index, pointer.term) if pointer is not None and unusable else None
         newer = self._orphan(verified.links, snapshot, not_it)
-        lost, adopt = self._judge_floor(records)
+        lost, adopt = judge_floor(self._floor, records)
         return _Examined(records, newer or snapshot, unusable, verified, lost, adopt)
 
     def _orphan(
@@ -212,20 +227,6 @@ class Opener:
             if meta is not None and link == Link(index, term, meta.chain):
                 return meta
         return None
-
-    def _judge_floor(self, records: MetaRecords) -> tuple[str, bool]:
-        """What FLOOR says is lost, and whether it is to be made from the log instead.
-
-        The latter where there never was one, and where a program that does not know it (release
-        0.1) ran last: it may have cut the log below a FLOOR that it left alone.
-        """
-        floor, known = self._floor, records.floor_runs
-        if floor is None:
-            return ("", True) if known is None else ("FLOOR is missing or damaged", False)
-        if known != records.runs and floor.runs <= records.runs:
-            return "", True
-        lost = went_back(floor, records.shape.hard_state, records.shape.last_index)
-        return (f"the log went back: {lost}" if lost else ""), False
 
     # -- quarantine -------------------------------------------------------------------------------
 

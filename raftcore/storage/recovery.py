@@ -56,7 +56,7 @@ def check_file(directory: Path, files: Files, *, clean: bool, verify_limit_bytes
     """
     path = directory / DATA_FILE
     try:
-        size = _check_size(path)
+        _check_size(path)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             files.fsync(fd)
@@ -70,8 +70,24 @@ def check_file(directory: Path, files: Files, *, clean: bool, verify_limit_bytes
         raise LogCorruptError(f"{path} is missing") from error
     except OSError as error:
         raise storage_error(error, f"checking {path}") from error
-    if clean:
-        return
+    if not clean:
+        check_structure(directory, verify_limit_bytes=verify_limit_bytes)
+
+
+def check_structure(directory: Path, *, verify_limit_bytes: int = VERIFY_LIMIT_BYTES) -> None:
+    """Whether the file may be mapped and every page of it reached. Writes and maps nothing.
+
+    Raises:
+        TruncatedFileError, LogCorruptError: see :func:`check_file`.
+        StorageError: the disk failed.
+    """
+    path = directory / DATA_FILE
+    try:
+        size = _check_size(path)
+    except FileNotFoundError as error:
+        raise LogCorruptError(f"{path} is missing") from error
+    except OSError as error:
+        raise storage_error(error, f"checking {path}") from error
     if size <= verify_limit_bytes:
         _verify_structure(directory)
     else:

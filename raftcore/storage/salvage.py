@@ -43,8 +43,9 @@ from raftcore.storage.transactions import Transactions
 
 _T = TypeVar("_T")
 
-#: Entries copied per transaction.
+#: Entries and bytes copied per transaction.
 COPY_ENTRIES = 1000
+COPY_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +188,17 @@ def build_log(
 
 
 def _copy_entries(source: Environment, target: Transactions, shape: Shape) -> None:
+    count = shape.tip.index - shape.before.index
+    first, values, size_bytes = shape.first_index, list[bytes](), 0
     with source.env.begin() as txn:
-        kept = itertools.islice(
-            verified_entries(source, txn, shape.before), shape.tip.index - shape.before.index
-        )
-        while chunk := list(itertools.islice(kept, COPY_ENTRIES)):
-            _copy_chunk(target, chunk[0][0].index, tuple(value for _, _, value in chunk))
+        kept = verified_entries(source, txn, shape.before)
+        for _, _, value in itertools.islice(kept, count):
+            values.append(value)
+            size_bytes += len(value)
+            if len(values) >= COPY_ENTRIES or size_bytes >= COPY_BYTES:
+                _copy_chunk(target, first, tuple(values))
+                first, values, size_bytes = first + len(values), [], 0
+    _copy_chunk(target, first, tuple(values))
 
 
 def _copy_chunk(target: Transactions, first: int, values: tuple[bytes, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -118,6 +119,15 @@ class Cluster:
         if name in self.nodes:
             await self.nodes.pop(name).stop(handover=False)
             self._directories.pop(name).close()
+
+    async def start_one(self, name: str) -> None:
+        async with asyncio.timeout(20):
+            await self._start_one(next(f for f in self.founders if f.node_id == name))
+
+    async def stop_one(self, name: str) -> None:
+        await self.nodes.pop(name).stop(handover=False)
+        del self.machines[name]
+        self._directories.pop(name).close()
 
     async def leader(self) -> Node:
         async with asyncio.timeout(20):
@@ -268,3 +278,55 @@ async def test_a_lost_directory_is_not_silently_founded_anew(
     with pytest.raises(BootstrapError, match="lived there"):
         await cluster.start()
     assert not (tmp_path / "a" / "log").exists()
+
+
+# -- quarantine (D3) ------------------------------------------------------------------------------
+
+
+def damage_an_entry(path: Path) -> None:
+    data_file = path / "log" / "data.mdb"
+    data_file.write_bytes(data_file.read_bytes().replace(b"the tenth", b"the tanth"))
+
+
+def put_back_an_older_log(path: Path) -> None:
+    shutil.copy(path.parent / "older.mdb", path / "log" / "data.mdb")
+
+
+def lose_the_floor(path: Path) -> None:
+    (path / "FLOOR").unlink()
+
+
+@pytest.mark.parametrize("harm", [damage_an_entry, put_back_an_older_log, lose_the_floor])
+async def test_a_member_that_lost_something_is_filled_again_and_takes_part_again(
+    make_cluster: Any, harm: Callable[[Path], None]
+) -> None:
+    cluster = make_cluster(*NAMES)
+    await cluster.start()
+    leader = await cluster.leader()
+    name = next(n for n in NAMES if n != leader.config.node_id)
+    path = cluster.root / name
+    said = [b"the first", *(b"the tenth" for _ in range(10)), b"the last"]
+    await leader.propose(said[0])
+    await cluster.until_equal(said[:1])
+    await cluster.stop_one(name)
+    shutil.copy(path / "log" / "data.mdb", cluster.root / "older.mdb")
+    await cluster.start_one(name)
+    for data in said[1:]:
+        await leader.propose(data)
+    await cluster.until_equal(said)
+    await cluster.stop_one(name)
+    harm(path)
+    await cluster.start_one(name)
+    assert (path / "QUARANTINE").exists()
+    assert cluster.nodes[name].status().quarantine
+    await leader.propose(b"meanwhile")
+    await cluster.until_equal([*said, b"meanwhile"])
+    async with asyncio.timeout(20):
+        while cluster.nodes[name].status().quarantine:  # noqa: ASYNC110 (nothing signals it)
+            await asyncio.sleep(0.01)
+    assert not (path / "QUARANTINE").exists()
+    for other in NAMES:
+        if other not in (name, leader.config.node_id):
+            await cluster.stop_one(other)
+    await leader.propose(b"with its voice")
+    assert cluster.machines[leader.config.node_id].commands[-1] == b"with its voice"

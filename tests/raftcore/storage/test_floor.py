@@ -591,6 +591,7 @@ def test_no_legal_history_raises_an_alarm_and_no_loss_below_floor_is_missed() ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_hundred_thousand_legal_histories_raise_no_alarm() -> None:
     check_histories(1_000_000, 100_000)
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from raftcore.core.types import HardState
 from raftcore.errors import ExitCode, FormatTooNewError, LogCorruptError, StorageError
-from raftcore.storage import environment
+from raftcore.storage import environment, opening, salvage
 from raftcore.storage.base import Write
 from raftcore.storage.files import Files
 from raftcore.storage.floor import Floor
@@ -135,6 +136,30 @@ def test_a_flipped_entry_costs_the_entries_from_there_on_and_nothing_else(
     assert (again.last_index, again.hard_state, again.quarantine) == (
         60, HardState(3), found.quarantine,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", [(7, 10**9), (1000, 300)], ids=["entries", "bytes"])
+def test_what_is_kept_is_copied_in_bounded_pieces(
+    place: Any, monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(salvage, "COPY_ENTRIES", limits[0])
+    monkeypatch.setattr(salvage, "COPY_BYTES", limits[1])
+    sizes: list[int] = []
+    copy = salvage._copy_chunk
+
+    def note(target: Any, first: int, values: tuple[bytes, ...]) -> None:
+        sizes.append(len(values))
+        copy(target, first, values)
+
+    monkeypatch.setattr(salvage, "_copy_chunk", note)
+    log = filled(place)
+    kept = log.read(1, 39, 10**6)
+    flip_entry(place.crash(log), 40)
+    log = place.again("node")
+    assert log.read(1, 100, 10**6) == kept
+    assert sum(sizes) == 39
+    assert len(sizes) > 5
+    assert max(sizes) <= 7
 
 
 def test_a_lone_voter_with_a_damaged_log_is_refused_and_nothing_is_touched(place: Any) -> None:
@@ -429,3 +454,48 @@ def test_an_unpointed_snapshot_in_a_damaged_log_is_not_believed(place: Any) -> N
     found = place.again("node").load()
     assert found.snapshot == kept
     assert found.last_index == 29
+
+
+def test_what_lmdb_finds_wrong_while_the_content_is_read_is_damage_too(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log that was left clean is not walked page by page before it is read."""
+    path = place.close(filled(place))
+    real = opening.verify_entries
+    calls: list[int] = []
+
+    def fail(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise lmdb.CorruptedError("mdb_cursor_get: a page of a wrong kind")
+        return real(*arguments)
+
+    monkeypatch.setattr(opening, "verify_entries", fail)
+    found = place.again("node").load()
+    assert found.quarantine.startswith("E_LOG_CORRUPT: the log does not read")
+    assert found.last_index == 50, "all of it verified when it was copied"
+    assert (path / "log.damaged-1").exists()
+
+
+def test_a_log_that_fails_to_settle_is_closed_again(place: Any, faulty_files: Any) -> None:
+    place.close(filled(place))
+    files = faulty_files()
+    log = place.log(place.directory("node", files))
+    settled = len(files.steps) - 1
+    assert files.steps[settled] == "snapshots:settled"
+    place.close(log)
+    with pytest.raises(StorageError):
+        place.log(place.directory("node", faulty_files(fail_at=settled)))
+    place.crash_all()
+    assert place.again("node").load().quarantine is None
+
+
+def test_another_file_under_the_pointers_name_is_not_kept(place: Any) -> None:
+    log = filled(place)
+    older, newest = place.snapshot(log, 20), place.snapshot(log, 30)
+    _, forged = make_snapshot(30, 2, newest.chain, [b"forged"])
+    path = place.crash(log)
+    (path / "snap" / "30-2.snap").write_bytes(forged)
+    flip_entry(path, 45)
+    found = place.again("node").load()
+    assert (found.snapshot, found.last_index) == (older, 44)

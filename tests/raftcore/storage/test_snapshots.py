@@ -18,6 +18,7 @@ from raftcore.errors import (
     NoSpaceError,
     StorageError,
 )
+from raftcore.storage import snapshots
 from raftcore.storage.base import Write
 from raftcore.storage.records import seal
 from raftcore.testing.storage_model import (
@@ -192,6 +193,26 @@ def test_a_newest_snapshot_that_is_gone_gives_way_too(place: Any) -> None:
     path = place.close(log)
     (path / "snap" / "30-2.snap").unlink()
     assert place.again("node").load().snapshot == older
+
+
+def test_a_snapshot_that_the_disk_can_not_read_gives_way_to_the_older_one(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = place.filled("node")
+    older = adopt(log, 20)
+    adopt(log, 30)
+    path = place.close(log)
+    read = snapshots.SnapshotDecoder._take
+
+    def fail(decoder: Any, size: int) -> bytes:
+        if decoder._source.name.endswith("30-2.snap"):
+            raise OSError(5, "Input/output error")
+        return read(decoder, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots.SnapshotDecoder, "_take", fail)
+        assert place.again("node").load().snapshot == older
+    assert "30-2.snap.bad" in names(path)
 
 
 def test_another_file_under_the_newest_name_is_not_believed(place: Any) -> None:
