@@ -25,8 +25,10 @@ from raftcore.storage.base import (
     Identity,
     LogStorage,
     Recovered,
+    ScrubProgress,
     SnapshotReceiver,
     SnapshotWriter,
+    StorageStats,
     Write,
 )
 
@@ -247,11 +249,20 @@ class FaultyStorage:
     def install_snapshot(self, meta: SnapshotMeta) -> None:
         self.run("install_snapshot", lambda: self.inner.install_snapshot(meta))
 
+    def enter_quarantine(self, reason: str) -> None:
+        self.run("enter_quarantine", lambda: self.inner.enter_quarantine(reason))
+
     def end_quarantine(self) -> None:
         self.run("end_quarantine", self.inner.end_quarantine)
 
     def maintain(self) -> None:
         self.run("maintain", self.inner.maintain)
+
+    def scrub(self, max_entries: int = 1000) -> ScrubProgress:
+        return self.run("scrub", lambda: self.inner.scrub(max_entries))
+
+    def stats(self) -> StorageStats:
+        return self.inner.stats()
 
     def close(self) -> None:
         """Closes the inner store, whatever failed: no operation, and without faults."""
