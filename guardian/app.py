@@ -150,6 +150,7 @@ class Guardian:
             listen=(settings.raft.host, settings.raft.port),
             storage=self._storage,
             on_progress=self._on_progress,
+            allow_plain=True,  # whom the network lets through is the operator's decision so far
         )
         machine = await asyncio.to_thread(
             GuardianMachine.open,

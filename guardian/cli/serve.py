@@ -28,7 +28,6 @@ from guardian.settings import (
 from guardian.telemetry import configure_logging
 from raftcore.core.errors import InvariantError
 from raftcore.errors import BootstrapError, ExitCode, StorageError
-from raftcore.startup import stored_configuration
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.lmdb_log import LmdbLog, open_log
 
@@ -64,7 +63,7 @@ def run(settings: Settings) -> int:
         check_may_start(settings, directory)
         if directory.identity is not None:
             storage = open_log(directory)
-            check_fits_cluster(settings, stored_configuration(storage))
+            check_fits_cluster(settings, storage.configuration)
         _check_free(settings)
         # On the main thread: the server dies with the thread that started it.
         if settings.database_url is None:
