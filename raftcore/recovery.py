@@ -22,10 +22,12 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Recovery:
     """Where log and state machine stand. ``rebuilt``: the state was thrown away or was empty, so
-    until it has caught up it is older than what this node has shown before (D5.6)."""
+    until it has caught up it is older than what this node has shown before (D5.6).
+    ``quarantine`` says why this node is in quarantine (D3), or None."""
 
     state: RecoveredState
     rebuilt: bool
+    quarantine: str | None = None
 
 
 def recover(storage: LogStorage, machine: StateMachine) -> Recovery:
@@ -50,7 +52,7 @@ def recover(storage: LogStorage, machine: StateMachine) -> Recovery:
         applied = machine.last_applied()
     if applied.index + 1 < recovered.first_index:
         applied = _install(storage, recovered, machine)
-    return Recovery(_recovered_state(storage, recovered, applied), rebuilt)
+    return Recovery(_recovered_state(storage, recovered, applied), rebuilt, recovered.quarantine)
 
 
 def _fits(storage: LogStorage, recovered: Recovered, applied: AppliedPosition) -> bool:

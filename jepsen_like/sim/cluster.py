@@ -7,19 +7,24 @@ from collections import Counter
 
 from jepsen_like.sim.disk import DurableImage
 from jepsen_like.sim.ghost import Ghost, require
-from jepsen_like.sim.manual import configuration_of
+from jepsen_like.sim.manual import configuration_of, incarnation_of
 from jepsen_like.sim.network import Network
 from jepsen_like.sim.node import Clock, SimNode
 from jepsen_like.sim.options import SimOptions
 from jepsen_like.sim.scheduler import MS, Scheduler, stream
+from raftcore.core import effects as ef
 from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
+from raftcore.core.membership import encode_configuration
 from raftcore.core.messages import Message
-from raftcore.core.quorum import quorum_value
 from raftcore.core.raft import Status
-from raftcore.core.types import NodeId
+from raftcore.core.types import Configuration, Entry, EntryType, HardState, NodeId, WriteMark
 
 ELECTION_TIMEOUT_MS = 300
+#: What a node knows that is a member of nothing yet.
+NOBODY = Configuration("sim", ())
+#: A new voter that stands still for this long is given up.
+CATCH_UP_MS = 1500
 
 
 class CoreCluster:
@@ -51,18 +56,28 @@ class CoreCluster:
         )
         names = [f"n{i}" for i in range(1, options.nodes + options.learners + 1)]
         configuration = configuration_of(names[: options.nodes], names[options.nodes :])
-        clock_rng = stream(seed, "clock")
+        first = Entry(1, 1, EntryType.CONFIGURATION, encode_configuration(configuration))
+        self.ghost.founded(first)
+        self._clock_rng = stream(seed, "clock")
         self.nodes: dict[NodeId, SimNode] = {}
         for name in names:
-            drift = clock_rng.randint(-options.drift_ppm, options.drift_ppm)
-            clock = Clock(1 + drift / 1e6)
-            image = DurableImage(configuration)
-            self.nodes[name] = SimNode(self, self._config(name), image, clock)
+            self.add_node(name, first)
+
+    def add_node(self, name: NodeId, first: Entry | None = None) -> None:
+        """A founder, which begins with the configuration as entry 1 in term 1, committed; or a
+        node that has heard of nobody yet."""
+        drift = self._clock_rng.randint(-self.options.drift_ppm, self.options.drift_ppm)
+        clock = Clock(1 + drift / 1e6)
+        image = DurableImage(NOBODY)
+        if first is not None:
+            image.persist(ef.Persist(WriteMark(0, 0), HardState(1), None, (first,), 1))
+        self.nodes[name] = SimNode(self, self._config(name), image, clock)
 
     def _config(self, name: NodeId) -> CoreConfig:
         o = self.options
         return CoreConfig(
             node_id=name,
+            incarnation=incarnation_of(name),
             heartbeat_ms=60,
             election_timeout_ms=ELECTION_TIMEOUT_MS,
             max_inflight_messages=o.window,
@@ -73,6 +88,7 @@ class CoreCluster:
             entry_cache_bytes=o.cache_bytes,
             snapshot_chunk_bytes=400,
             trailing_entries=o.trailing_entries,
+            catch_up_ms=CATCH_UP_MS,
         )
 
     # -- what nodes ask of their surroundings ---------------------------------------------------
@@ -101,27 +117,39 @@ class CoreCluster:
         return self._crash_new_leader > 0 and self.crash_rng.random() < self._crash_new_leader
 
     def _deliver(self, to: NodeId, message: Message) -> None:
-        self.nodes[to].give(lambda now: ev.MessageReceived(now, message))
+        node = self.nodes.get(to)
+        if node is not None:  # a member that never came to be
+            node.give(lambda now: ev.MessageReceived(now, message))
 
     # -- what the ghost asks --------------------------------------------------------------------
 
     def leads(self, node: NodeId, term: int) -> bool:
-        n = self.nodes[node]
-        return n.up and n.raft.is_leader and n.raft.term == term
+        n = self.nodes.get(node)
+        return n is not None and n.up and n.raft.is_leader and n.raft.term == term
 
     def chain_of(self, node: NodeId, index: int) -> bytes | None:
         return self.nodes[node].chain_of(index)
 
-    def check_commit_quorum(self, leader: SimNode, index: int, status: Status) -> None:
+    def check_elected(self, leader: SimNode, term: int) -> None:
+        """I14, I15: it can have won with the votes that were given, by those who have one."""
+        votes = self.ghost.votes_sent
+        voters = {name for name in self.nodes if votes.get((name, term)) == leader.name}
+        if (term, leader.name) in leader.image.votes:
+            voters.add(leader.name)
+        commit = self.ghost.commit_index
+        self.ghost.configurations.elected(leader.name, leader.trail, voters, commit)
+
+    def check_commit_quorum(
+        self, leader: SimNode, configuration: Configuration, index: int, status: Status
+    ) -> None:
         """I8 and I9: an entry of this term, durable on a quorum at this very moment."""
         chain = leader.chains[index]
         of_this_term = self.ghost.prefixes.get((index, status.term)) == chain
         require(of_this_term, "I8", f"{leader.name} commits an entry of an earlier term by count")
-        quorum = quorum_value(
-            leader.raft.configuration,
-            lambda node: int(self.nodes[node].image.holds(index, chain)),
-        )
-        require(quorum == 1, "I9", f"{index} is committed, but not durable on a quorum")
+        holders = {name for name, node in self.nodes.items() if node.image.holds(index, chain)}
+        configurations = self.ghost.configurations
+        configurations.counted(leader.name, configuration, holders, index)
+        configurations.nobody_else_could_win(list(self.nodes.values()), index, chain)
 
     # -- faults ---------------------------------------------------------------------------------
 

@@ -9,22 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from jepsen_like.sim.configurations import ConfigurationGhost
 from jepsen_like.sim.disk import DurableImage
+from jepsen_like.sim.errors import BrokenInvariantError, require
+from jepsen_like.sim.machine import link
 from raftcore.core import messages as msg
-from raftcore.core.types import NodeId
+from raftcore.core.membership import decode_configuration
+from raftcore.core.types import Configuration, Entry, NodeId
 
-
-class BrokenInvariantError(AssertionError):
-    """An invariant does not hold. ``invariant`` is its name."""
-
-    def __init__(self, invariant: str, detail: str) -> None:
-        super().__init__(f"{invariant}: {detail}")
-        self.invariant = invariant
-
-
-def require(holds: bool, invariant: str, detail: str) -> None:
-    if not holds:
-        raise BrokenInvariantError(invariant, detail)
+__all__ = ["BrokenInvariantError", "Committed", "Ghost", "Receiver", "require"]
 
 
 class Receiver(Protocol):
@@ -57,11 +50,20 @@ class Ghost:
     #: position i holds what is committed at index i
     committed: list[Committed] = field(default_factory=lambda: [Committed(b"", 0)])
     acknowledged: dict[int, bytes] = field(default_factory=dict)
+    configurations: ConfigurationGhost = field(default_factory=ConfigurationGhost)
     reads_served: int = 0
 
     @property
     def commit_index(self) -> int:
         return len(self.committed) - 1
+
+    def founded(self, first: Entry) -> None:
+        """The entry that every founder begins with."""
+        chain = link(b"", first)
+        self.prefixes[1, 1] = chain
+        self.committed.append(Committed(chain, 1))
+        self.configurations.committed.append((0, Configuration("sim", ())))
+        self.configurations.committed.append((1, decode_configuration(first.data)))
 
     # -- elections ------------------------------------------------------------------------------
 
@@ -116,6 +118,7 @@ class Ghost:
             return
         require(index == self.commit_index + 1, "I8", f"commit {index} leaves a gap")
         self.committed.append(Committed(chain, term))
+        self.configurations.committed_at(index, chain)
 
     def follower_committed(self, node: NodeId, index: int, chain: bytes | None) -> None:
         require(

@@ -23,6 +23,7 @@ from raftcore.core.types import (
     Entry,
     EntryType,
     HardState,
+    Lease,
     Member,
     NodeId,
     Position,
@@ -34,12 +35,24 @@ from raftcore.core.types import (
 def configuration_of(
     voters: Sequence[NodeId], learners: Sequence[NodeId] = (), old_voters: Sequence[NodeId] = ()
 ) -> Configuration:
-    """A configuration of these members."""
-    members = [
-        Member(name, f"{name}:1", hashlib.sha256(name.encode()).digest()[:16], name in voters)
+    """A configuration of these members; with ``old_voters`` it is joint, and those of them that
+    are neither voters nor learners are leaving."""
+    leaving = sorted({*old_voters} - {*voters} - {*learners})
+    members = members_of(voters, (*learners, *leaving))
+    return Configuration("sim", members, tuple(old_voters), tuple(leaving))
+
+
+def members_of(voters: Sequence[NodeId], learners: Sequence[NodeId] = ()) -> tuple[Member, ...]:
+    """Members, sorted; a name always has the same address and incarnation."""
+    return tuple(
+        Member(name, f"{name}:1", incarnation_of(name), name in voters)
         for name in sorted({*voters, *learners})
-    ]
-    return Configuration("sim", tuple(members), tuple(old_voters))
+    )
+
+
+def incarnation_of(name: NodeId) -> bytes:
+    """The incarnation that :func:`members_of` gives that name."""
+    return hashlib.sha256(name.encode()).digest()[:16]
 
 
 def log_of(*terms: int) -> list[Entry]:
@@ -119,6 +132,22 @@ class ManualNode:
 
     def read(self, read_id: int) -> list[ef.Effect]:
         return self.step(ev.ReadRequested(self.now_ns, read_id))
+
+    def change(
+        self,
+        voters: Sequence[NodeId],
+        learners: Sequence[NodeId] = (),
+        *,
+        token: int = 1,
+        version: int | None = None,
+        lease: Lease | None = None,
+        members: tuple[Member, ...] | None = None,
+    ) -> list[ef.Effect]:
+        """Ask this node for a change of membership."""
+        if version is None:
+            version = self.raft.configuration_index
+        wanted = members or members_of(voters, learners)
+        return self.step(ev.MembershipRequested(self.now_ns, token, version, wanted, lease))
 
     def flush(self, count: int | None = None) -> None:
         """Make the oldest ``count`` writes durable (all by default) and let go what waited."""
@@ -218,9 +247,12 @@ class ManualCluster:
         **settings: int,
     ) -> None:
         self.configuration = configuration_of(voters, learners)
+        self.settings = settings
         self.now_ns = 0
         self.wire: list[tuple[NodeId, Message]] = []
         self.cuts: set[tuple[NodeId, NodeId]] = set()
+        #: messages that never arrive
+        self.lose: Callable[[NodeId, Message], bool] = lambda _to, _m: False
         self.nodes: dict[NodeId, ManualNode] = {}
         for seed, name in enumerate(sorted({*voters, *learners})):
             entries = log_of(*(logs or {}).get(name, ()))
@@ -228,8 +260,33 @@ class ManualCluster:
             last_term = entries[-1].term if entries else 0
             term = (terms or {}).get(name, last_term)
             image.persist(ef.Persist(WriteMark(0, 0), HardState(term), None, tuple(entries), 0))
-            config = CoreConfig(node_id=name, **settings)
-            self.nodes[name] = ManualNode(config, image, seed=seed)
+            self.nodes[name] = ManualNode(self._config(name), image, seed=seed)
+
+    def _config(self, name: NodeId) -> CoreConfig:
+        return CoreConfig(
+            node_id=name,
+            incarnation=incarnation_of(name),
+            **self.settings,
+        )
+
+    def join(self, name: NodeId) -> ManualNode:
+        """A new node: an empty log, and a configuration of nobody."""
+        image = DurableImage(Configuration("sim", ()))
+        node = ManualNode(self._config(name), image, self.now_ns, seed=len(self.nodes))
+        self.nodes[name] = node
+        return node
+
+    def kill(self, name: NodeId) -> ManualNode:
+        """A node stops; what is on its way to it is lost."""
+        node = self.nodes.pop(name)
+        self.drop(lambda to, _m: to == name)
+        return node
+
+    def revive(self, node: ManualNode) -> None:
+        """It starts again from its disk."""
+        node.now_ns = max(node.now_ns, self.now_ns)
+        node.start()
+        self.nodes[node.config.node_id] = node
 
     def __getitem__(self, name: NodeId) -> ManualNode:
         return self.nodes[name]
@@ -238,7 +295,9 @@ class ManualCluster:
         """Move what the nodes have sent onto the wire; cut links lose it."""
         for name, node in self.nodes.items():
             sent, node.outbox = node.outbox, []
-            self.wire.extend((to, m) for to, m in sent if (name, to) not in self.cuts)
+            self.wire.extend(
+                (to, m) for to, m in sent if (name, to) not in self.cuts and not self.lose(to, m)
+            )
         return self.wire
 
     def deliver(
@@ -299,6 +358,22 @@ class ManualCluster:
                 if node.raft.next_deadline_ns <= node.now_ns:
                     node.tick()
             self.deliver()
+
+    def run_until(self, reached: Callable[[], bool], limit_ms: int = 10_000) -> None:
+        """Message by message, and time passing when there are none, until ``reached``."""
+        end = self.now_ns + limit_ms * MS
+        while not reached():
+            self.collect()
+            if self.wire:
+                to, message = self.wire.pop(0)
+                if to in self.nodes and (message.sender, to) not in self.cuts:
+                    self.nodes[to].receive(message)
+                continue
+            assert self.now_ns < end, "that was never reached"
+            self.set_time(self.now_ns + 10 * MS)
+            for node in self.nodes.values():
+                if node.raft.next_deadline_ns <= node.now_ns:
+                    node.tick()
 
     def leaders(self) -> list[NodeId]:
         return [name for name, node in self.nodes.items() if node.raft.is_leader]

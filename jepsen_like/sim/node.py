@@ -13,22 +13,35 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jepsen_like.sim.configurations import Trail
 from jepsen_like.sim.disk import DurableImage, StoredSnapshot
 from jepsen_like.sim.ghost import BrokenInvariantError, require
 from jepsen_like.sim.machine import ChainMachine, link
 from jepsen_like.sim.scheduler import MS, Worker
 from raftcore.core import effects as ef
 from raftcore.core import events as ev
+from raftcore.core import messages as msg
 from raftcore.core.config import CoreConfig
 from raftcore.core.errors import PeerViolationError
+from raftcore.core.membership import decode_configuration
 from raftcore.core.raft import Raft, Status
-from raftcore.core.types import NodeId, SnapshotMeta, WriteMark
+from raftcore.core.types import (
+    Entry,
+    EntryType,
+    Member,
+    NodeId,
+    Position,
+    SnapshotMeta,
+    WriteMark,
+)
 
 if TYPE_CHECKING:
     from jepsen_like.sim.cluster import CoreCluster
 
 #: Durable writes that one transaction may join (group commit).
 GROUP_COMMIT = 8
+#: Configurations are appended however much is uncommitted; a few of them at most.
+CONFIGURATION_BYTES = 16 << 10
 #: A reader goes away after this.
 READ_PATIENCE_NS = 1000 * MS
 
@@ -76,6 +89,8 @@ class SimNode:
         self.reads_served = 0
         #: chain at every index of the accepted log, from 0 on, never compacted
         self.chains: list[bytes] = [b""]
+        #: the configurations of the accepted log
+        self.trail: Trail = []
         self.machine = ChainMachine()
         self._disk = Worker(cluster.scheduler, cluster.disk_time_ns, GROUP_COMMIT)
         self._apply = Worker(cluster.scheduler, cluster.apply_time_ns, 1)
@@ -117,10 +132,15 @@ class SimNode:
         self._inbox.clear()
         rng = random.Random(cluster.node_rng.getrandbits(64))  # noqa: S311 - reproducible
         self.clock.offset_ns = cluster.node_rng.randrange(10**12)
+        self._changes: dict[int, tuple[Member, ...]] = {}
         recovered = image.recover(self.machine.index)
+        self.trail = [
+            (recovered.base_index, recovered.base_configuration), *recovered.configurations
+        ]  # fmt: skip
         now = self.clock.local(cluster.scheduler.now_ns)
         self.raft = Raft(self.config, recovered, rng, now)
         self._commit = self.raft.commit_index
+        self.peers = {m.node_id for m in self.raft.peers}
         self._schedule_tick()
 
     def _crash_if(self, run: int) -> None:
@@ -183,6 +203,7 @@ class SimNode:
 
     def _execute(self, effects: list[ef.Effect], before: Status) -> None:
         run = self.run
+        self._latest = self.trail[-1][1]
         # What the step did to the accepted log and the commit index is a fact at once, whatever
         # becomes of its effects.
         for effect in effects:
@@ -220,9 +241,36 @@ class SimNode:
             still = before.role == "leader" and self.raft.is_leader
             require(not still, "I5", f"{self.name} truncates its log while it leads")
             del self.chains[write.truncate_from :]
+            self.trail = [item for item in self.trail if item[0] < write.truncate_from]
         for entry in write.entries:
             self.chains.append(link(self.chains[-1], entry))
             self.cluster.ghost.appended(self.name, entry.index, entry.term, self.chains[-1])
+            if entry.type is EntryType.CONFIGURATION:
+                self._accept_configuration(entry)
+
+    def _accept_configuration(self, entry: Entry) -> None:
+        ghost, configuration = self.cluster.ghost, decode_configuration(entry.data)
+        configurations = ghost.configurations
+        if self.raft.is_leader and entry.term == self.raft.term:
+            committed = self.raft.commit_index
+            own = ghost.prefixes.get((committed, entry.term)) == self.chains[committed]
+            configurations.leader_appends(self.name, self.trail, committed, own, entry.index)
+            self.cluster.count("configurations appended")
+        chain = self.chains[-1]
+        configurations.appended(self.name, self.trail, entry.index, configuration, chain)
+        self.trail.append((entry.index, configuration))
+
+    @property
+    def accepted_position(self) -> Position:
+        return self.raft.last_position
+
+    @property
+    def durable_position(self) -> Position:
+        entries = self.image.entries
+        return Position(entries[-1].term, entries[-1].index) if entries else self.image.before_first
+
+    def lacks(self, index: int, chain: bytes) -> bool:
+        return self.chain_of(index) != chain
 
     def chain_of(self, index: int) -> bytes | None:
         return self.chains[index] if index < len(self.chains) else None
@@ -232,27 +280,30 @@ class SimNode:
         require(after.term >= before.term, "I3", f"{name} goes back to term {after.term}")
         if after.role == "leader" and (before.role != "leader" or before.term != after.term):
             ghost.became_leader(name, after.term, self.chain_of)
+            self.cluster.check_elected(self, after.term)
             self.cluster.count("elections")
             if self.cluster.crashes_soon():
                 run = self.run
                 delay = int(self.cluster.crash_rng.expovariate(1 / 80) * MS)
                 self.cluster.scheduler.after(delay, lambda: self._crash_if(run))
         if after.commit_index != self._commit:
-            self._check_commit(after)
+            self._check_commit(before, after)
         require(after.applied_index <= after.durable_index, "I10", f"{name} applied too far")
         self._check_bounds(after)
 
-    def _check_commit(self, after: Status) -> None:
+    def _check_commit(self, before: Status, after: Status) -> None:
         ghost, name, index = self.cluster.ghost, self.name, after.commit_index
         require(index > self._commit, "I8", f"{name} goes back to commit {index}")
         require(index <= after.last_index, "I8", f"{name} commits {index} beyond its log")
         require(
             len(self.chains) == after.last_index + 1, "harness", f"{name}: the ghost lost its log"
         )
-        if after.role != "leader":
+        # A leader that its own commit removes steps down in the same step.
+        led = after.role == "leader" or (before.role == "leader" and before.term == after.term)
+        if not led:
             ghost.follower_committed(name, index, self.chain_of(index))
         elif index > ghost.commit_index:
-            self.cluster.check_commit_quorum(self, index, after)
+            self.cluster.check_commit_quorum(self, self._latest, index, after)
             for at in range(ghost.commit_index + 1, index + 1):
                 ghost.leader_committed(at, after.term, self.chains[at])
         else:
@@ -265,7 +316,7 @@ class SimNode:
             # one question more than the window holds
             within = peer.inflight_messages <= c.max_inflight_messages + 1
             require(within, "I20", f"{self.name} has {peer.inflight_messages} messages in flight")
-        largest = self.cluster.options.entry_bytes + 64
+        largest = self.cluster.options.entry_bytes + 64 + CONFIGURATION_BYTES
         require(
             status.uncommitted_bytes <= c.max_uncommitted_bytes + largest,
             "I20",
@@ -294,6 +345,8 @@ class SimNode:
         self.give(lambda now: ev.WriteDurable(now, mark))
 
     def _send(self, effect: ef.Send) -> None:
+        known = effect.to in self.peers or isinstance(effect.message, _TO_GUESTS)
+        require(known, "protocol", f"{self.name} speaks to {effect.to}, which is no peer")
         if effect.after is not None and effect.after.sequence > self._released:
             self._waiting.append(effect)
         else:
@@ -362,6 +415,7 @@ class SimNode:
 
         def store() -> None:
             self.cluster.ghost.snapshot(self.name, meta.index, meta.chain)
+            self.cluster.ghost.configurations.snapshot(self.name, meta.index, meta.configuration)
             keep_from = self.image.add_snapshot(StoredSnapshot(meta, data))
             if self.run == run and self.up:
                 self._snapshotting = False
@@ -421,6 +475,7 @@ class SimNode:
             if self.chain_of(meta.index) != meta.chain:
                 committed = self.cluster.ghost.committed
                 self.chains = [c.chain for c in committed[: meta.index + 1]]
+                self.trail = [(meta.index, meta.configuration)]
             self.cluster.count("snapshots installed")
             self.give(lambda now: ev.SnapshotInstalled(now, meta))
 
@@ -469,9 +524,37 @@ class SimNode:
         self._reads.pop(effect.read_id, None)
         self.cluster.count("reads refused")
 
+    # -- members --------------------------------------------------------------------------------
+
+    def change(self, token: int, version: int, members: tuple[Member, ...]) -> None:
+        self._changes[token] = members
+        self.give(lambda now: ev.MembershipRequested(now, token, version, members))
+
+    def _finished_change(self, effect: ef.MembershipFinished) -> None:
+        self.cluster.count(f"change {effect.outcome.value}")
+        members = self._changes.pop(effect.token)
+        if effect.outcome is ef.MembershipOutcome.DONE:
+            done = any(c.members == members for _, c in self.cluster.ghost.configurations.committed)
+            require(done, "I14", f"{self.name} says that {members} are members")
+
+    def _changed_peers(self, effect: ef.PeersChanged) -> None:
+        self.peers = {m.node_id for m in effect.peers}
+
+    def _removed(self, effect: ef.Removed) -> None:
+        self.cluster.count("removals learned")
+        now = self.cluster.ghost.configurations.at(self.cluster.ghost.commit_index)
+        require(now.member(self.name) is None, "I14", f"{self.name} believes to be removed")
+        require(effect.index <= self.raft.commit_index, "I14", f"{self.name} was not removed yet")
+
     def _note(self, effect: ef.Effect) -> None:
         self.cluster.count(type(effect).__name__)
 
+
+#: What goes back over the other's own connection, or to a leader that is not known as a peer yet.
+_TO_GUESTS = (
+    msg.VoteReply, msg.AppendReply, msg.HeartbeatReply, msg.SnapshotReply,
+    msg.ReadIndexReply, msg.ReadIndexRequest,
+)  # fmt: skip
 
 _EFFECTS: dict[type[ef.Effect], Callable[[SimNode, Any], None]] = {
     ef.Persist: SimNode._persist,
@@ -488,4 +571,7 @@ _EFFECTS: dict[type[ef.Effect], Callable[[SimNode, Any], None]] = {
     ef.StoreSnapshotChunk: SimNode._store_chunk,
     ef.ReadSnapshotChunk: SimNode._read_chunk,
     ef.TransferFinished: SimNode._note,
+    ef.MembershipFinished: SimNode._finished_change,
+    ef.PeersChanged: SimNode._changed_peers,
+    ef.Removed: SimNode._removed,
 }

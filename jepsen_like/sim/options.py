@@ -22,6 +22,7 @@ class SimOptions:
         crash_in_step: probability of a crash between two effects of a step.
         crash_new_leader: probability that a new leader crashes soon, which is what leaves logs of
             different terms and lengths behind.
+        change_ms: mean time between two requests for other members, 0 for never.
         drift_ppm: bound of each node's clock rate error.
         snapshot_every: entries applied between snapshots, 0 for never.
         write_every_ms, read_every_ms: mean time between two of them.
@@ -46,6 +47,7 @@ class SimOptions:
     partition_ms: int = 0
     pause_ms: int = 0
     transfer_ms: int = 0
+    change_ms: int = 0
     drift_ppm: int = 200
     snapshot_every: int = 0
     trailing_entries: int = 5
@@ -71,7 +73,7 @@ class SimOptions:
         # not both at their smallest: that is only slow, and would not catch up in time
         window, append_entries = rng.choice(((1, 64), (2, 16), (8, 1), (8, 4), (64, 1), (64, 64)))
         options = SimOptions(nodes=nodes)
-        return replace(
+        drawn = replace(
             options,
             learners=1 if nodes > 1 and rng.random() < 0.2 else 0,
             drop=log_uniform(0.005, 0.3) if on() else 0.0,
@@ -96,3 +98,5 @@ class SimOptions:
             append_entries=append_entries,
             cache_bytes=rng.choice((1, 2000, 1 << 20)),
         )
+        # Last, so that the draws above are those of runs without it.
+        return replace(drawn, change_ms=int(log_uniform(100, 2000)) if on() else 0)

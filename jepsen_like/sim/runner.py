@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from jepsen_like.sim.changes import Changes
 from jepsen_like.sim.cluster import ELECTION_TIMEOUT_MS, CoreCluster
 from jepsen_like.sim.ghost import BrokenInvariantError, require
 from jepsen_like.sim.node import SimNode
@@ -14,6 +15,7 @@ from jepsen_like.sim.options import SimOptions
 from jepsen_like.sim.scheduler import MS, stream
 from raftcore.core import events as ev
 from raftcore.core.errors import CoreError
+from raftcore.core.membership import is_stable
 
 #: Within this time after healing a leader, equal logs, a write and a read everywhere.
 LIVENESS_MS = 20 * ELECTION_TIMEOUT_MS
@@ -63,7 +65,7 @@ class Run:
 
     def __init__(self, cluster: CoreCluster) -> None:
         self.cluster = cluster
-        self.names = list(cluster.nodes)
+        self.changes = Changes(cluster)
         self.faults = stream(cluster.seed, "faults")
         self.work = stream(cluster.seed, "workload")
         self.token = 0
@@ -77,6 +79,7 @@ class Run:
         self._repeat(self.faults, o.partition_ms, self.partition)
         self._repeat(self.faults, o.pause_ms, self.pause)
         self._repeat(self.faults, o.transfer_ms, self.transfer)
+        self._repeat(self.changes.rng, o.change_ms, self.changes.once)
         scheduler.run_until(self.end_ns)
         self.cluster.be_good()
         self.prove_life()
@@ -92,6 +95,10 @@ class Run:
                 scheduler.after(int(rng.expovariate(1 / mean_ms) * MS), again)
 
         scheduler.after(int(rng.expovariate(1 / mean_ms) * MS), again)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.cluster.nodes)
 
     # -- load -----------------------------------------------------------------------------------
 
@@ -173,25 +180,27 @@ class Run:
     # -- liveness -------------------------------------------------------------------------------
 
     def prove_life(self) -> None:
-        """After healing: one leader, a fresh write, a read on every node, everybody equal."""
+        """After healing: one leader, no change under way, a fresh write, a read on every member,
+        and all of them equal."""
         cluster, scheduler = self.cluster, self.cluster.scheduler
         deadline = scheduler.now_ns + LIVENESS_MS * MS
-        nodes = list(cluster.nodes.values())
-        served_before = {node.name: node.reads_served for node in nodes}
+        served_before = {node.name: node.reads_served for node in cluster.nodes.values()}
         written = False
-        unread = nodes
+        unread = list(cluster.nodes.values())
         while scheduler.now_ns < deadline:
             scheduler.run_until(scheduler.now_ns + 20 * MS)
             leader = cluster.leader
             if leader is not None and not written:
                 written = self._fresh_write(leader, deadline)
+            nodes = self._members()
             unread = [n for n in nodes if n.reads_served == served_before[n.name]]
-            if written and not unread and self._all_equal():
+            if written and not unread and self._all_equal() and self._settled():
                 return
             for node in unread if written else ():
                 if not node.reads_pending:
                     node.read()
         require(written, "liveness", f"no write went through: {self._picture()}")
+        require(self._settled(), "liveness", f"a change does not end: {self._picture()}")
         require(self._all_equal(), "liveness", f"nodes did not become equal: {self._picture()}")
         names = [node.name for node in unread]
         require(not names, "liveness", f"no read was served on {names}: {self._picture()}")
@@ -211,15 +220,26 @@ class Run:
                 return True
         return False
 
+    def _members(self) -> list[SimNode]:
+        """The nodes of the last committed configuration; a member may never have come to be."""
+        ghost = self.cluster.ghost
+        members = ghost.configurations.at(ghost.commit_index).members
+        found = [self.cluster.nodes.get(m.node_id) for m in members]
+        return [node for node in found if node is not None]
+
+    def _settled(self) -> bool:
+        leader = self.cluster.leader
+        return leader is not None and is_stable(leader.raft.configuration)
+
     def _all_equal(self) -> bool:
-        nodes = self.cluster.nodes.values()
+        nodes = self._members()
         states = {(n.machine.index, n.machine.chain, n.raft.commit_index) for n in nodes}
         return len(states) == 1 and states.pop()[0] == self.cluster.ghost.commit_index
 
     def _picture(self) -> str:
         return ", ".join(
             f"{n.name} {s.role} term {s.term} last {s.last_index} durable {s.durable_index} "
-            f"commit {s.commit_index} applied {n.machine.index}"
+            f"commit {s.commit_index} applied {n.machine.index} of {n.raft.configuration}"
             for n in self.cluster.nodes.values()
             for s in [n.raft.status()]
         )

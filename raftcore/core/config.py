@@ -35,6 +35,8 @@ class CoreConfig:
             timeout, means that this node's disk is stalled (rule 48).
         catch_up_rounds: rounds in which a new voter may catch up (thesis 4.2.1).
         catch_up_ms: a new voter that makes no progress for this long is given up.
+        incarnation: of this node's directory; configurations that have its id under another one
+            mean somebody else. Empty: not known.
         feature_level: the newest feature level this node says it knows; lower only in tests of
             mixed clusters.
     """
@@ -56,6 +58,7 @@ class CoreConfig:
     stall_ms: int = 500
     catch_up_rounds: int = 10
     catch_up_ms: int = 60_000
+    incarnation: bytes = b""
     feature_level: int = FEATURE_LEVEL
 
     def __post_init__(self) -> None:

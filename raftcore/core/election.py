@@ -58,7 +58,9 @@ def _end_leadership(s: CoreState, leadership: Leadership) -> None:
             reply = ReadIndexReply(s.node_id, s.term, read.read_id, -1)
             s.send(read.requester, reply, WaitFor.HARD_STATE)
     transfer = leadership.transfer
-    if transfer is not None and transfer.timeout_now_sent:
+    if transfer is not None and not transfer.requested:
+        pass  # nobody waits for it: the successor carries on with the change
+    elif transfer is not None and transfer.timeout_now_sent:
         # Only the leader of a later term shows what came of it; see transfer.settle_handed_over.
         s.handed_over = HandedOver(transfer.target, s.now_ns + 2 * s.election_timeout_ns)
     elif transfer is not None:
@@ -77,12 +79,19 @@ def _refuse_remote_reads(s: CoreState) -> None:
 # -- campaigning --------------------------------------------------------------------------------
 
 
+def may_campaign(s: CoreState) -> bool:
+    """A voter of the configuration in force; and one that an uncommitted configuration removes,
+    as perhaps nobody else holds that: it does not count itself then (rule 43)."""
+    _, committed = s.configurations.committed(s.log.committed)
+    return s.is_voter or s.is_voter_of(committed)
+
+
 def on_election_timeout(s: CoreState) -> None:
     reset_election_timer(s)
     # Forget the leader, or this node would refuse others' pre-votes for its sake (rule 8).
     s.leader_id = None
     _refuse_remote_reads(s)
-    if not s.is_voter or (s.incoming is not None and s.incoming.installing):
+    if not may_campaign(s) or (s.incoming is not None and s.incoming.installing):
         return
     s.role = Role.PRE_CANDIDATE
     s.candidacy = Candidacy({s.node_id: True})
@@ -160,12 +169,15 @@ def become_leader(s: CoreState) -> None:
     s.leader_contact_ns = None
     next_index = s.log.last_index + 1
     leadership = Leadership(
-        progress={peer: Progress(next_index, s.now_ns) for peer in s.others()},
+        progress={m.node_id: Progress(next_index, s.now_ns) for m in s.peers()},
         heartbeat_deadline_ns=s.now_ns + s.config.heartbeat_ms * MS,
         first_index=next_index,
     )
     s.leadership = leadership
-    replication.append_as_leader(s, leadership, (Entry(next_index, s.term, EntryType.NOOP),))
+    noop = Entry(
+        next_index, s.term, EntryType.NOOP, feature_level=s.configuration.level
+    )  # fmt: skip
+    replication.append_as_leader(s, leadership, (noop,))
     replication.broadcast(s, leadership)
 
 

@@ -1,12 +1,18 @@
-"""Configurations: their bytes, and the stack of those in force along the log.
+"""Configurations: which ones there can be, which follows which, their bytes, and the stack of those
+in force along the log.
 
 A configuration is in force from the moment its entry is *appended* (thesis 4.1), and goes out of
 force again if that entry is truncated, which is what the stack is for (rules 38, 39).
+
+A change of the voters goes from a stable configuration over staging (new voters catch up as
+learners) and joint (both majorities decide) to the next stable one. The functions here are pure;
+``change`` decides when a leader takes the next step.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +27,158 @@ from raftcore.core.types import (
 
 #: Format 1 is that of feature level 1, which knew no changes; format 2 that of later levels.
 CONFIGURATION_FORMATS = (1, 2)
+#: Members of one configuration; it is written whole into every entry and snapshot.
+MAX_MEMBERS = 64
+#: Removed incarnations that a configuration remembers, the newest ones.
+MAX_RETIRED = 1024
+
+# -- which configurations there can be ----------------------------------------------------------
+
+
+def check_configuration(configuration: Configuration) -> None:
+    """Raises ValueError if parts of ``configuration`` contradict each other.
+
+    A configuration of nobody is the one a node begins with before it has heard of any other.
+    """
+    c = configuration
+    ids = frozenset(m.node_id for m in c.members)
+    if c.members and not c.voters:
+        raise ValueError("a configuration without a voter")
+    _check_ids("old voters", c.old_voters, ids)
+    _check_ids("leaving members", c.leaving, ids)
+    if c.leaving and not c.old_voters:
+        raise ValueError("members leave, but the configuration is not joint")
+    if not frozenset(c.leaving).isdisjoint(c.voters):
+        raise ValueError("a voter is said to leave")
+    if c.target is not None:
+        _check_target(c, c.target, ids)
+    if len(set(c.retired)) != len(c.retired) or len(c.retired) > MAX_RETIRED:
+        raise ValueError("retired incarnations repeat, or are too many")
+    if not frozenset(c.retired).isdisjoint(m.incarnation for m in c.members):
+        raise ValueError("a member has an incarnation that is retired")
+    if c.level < FIRST_FEATURE_LEVEL:
+        raise ValueError(f"{c.level} is not a feature level")
+
+
+def _check_target(c: Configuration, target: Target, ids: frozenset[NodeId]) -> None:
+    _check_ids("target voters", target.voters, ids)
+    _check_ids("target learners", target.learners, ids)
+    if c.old_voters:
+        raise ValueError("a joint configuration has no target any more")
+    if not target.voters or not frozenset(target.voters).isdisjoint(target.learners):
+        raise ValueError("a target without a voter, or with a voter that is a learner too")
+
+
+def _check_ids(what: str, found: tuple[NodeId, ...], ids: frozenset[NodeId]) -> None:
+    if list(found) != sorted(set(found)) or not ids.issuperset(found):
+        raise ValueError(f"{what} must be members, sorted, without repeats")
+
+
+def check_wanted(current: Configuration, members: tuple[Member, ...]) -> None:
+    """Raises ValueError if ``members`` can not be what ``current`` is changed to."""
+    ids = [m.node_id for m in members]
+    if ids != sorted(set(ids)) or not all(ids):
+        raise ValueError("members must have ids and be sorted by them, without repeats")
+    if len(members) > MAX_MEMBERS:
+        raise ValueError(f"{len(members)} members are more than {MAX_MEMBERS}")
+    if not any(m.voter for m in members):
+        raise ValueError("there must be a voter")
+    if len({m.address for m in members}) < len(members) or not all(m.address for m in members):
+        raise ValueError("each member needs an address of its own")
+    if len({m.incarnation for m in members}) < len(members):
+        raise ValueError("two members have the same incarnation")
+    for m in members:
+        known = current.member(m.node_id)
+        if known is not None and known.incarnation != m.incarnation:
+            raise ValueError(f"{m.node_id} is a member under another incarnation: remove it first")
+        if m.incarnation in current.retired:
+            raise ValueError(f"this incarnation of {m.node_id} was removed and never comes back")
+        if len(m.incarnation) != 16:
+            raise ValueError(f"the incarnation of {m.node_id} must be 16 bytes")
+
+
+# -- which configuration follows which ----------------------------------------------------------
+
+
+def is_stable(configuration: Configuration) -> bool:
+    """Whether no change is under way."""
+    return configuration.target is None and not configuration.old_voters
+
+
+def stage_of(configuration: Configuration) -> str:
+    """``stable``, ``staging`` or ``joint``."""
+    if configuration.old_voters:
+        return "joint"
+    return "stable" if configuration.target is None else "staging"
+
+
+def plan_change(
+    current: Configuration, members: tuple[Member, ...], lease: Lease | None, leader: NodeId
+) -> Configuration:
+    """The first configuration on the way from ``current``, stable or staging, to ``members``.
+
+    * The voters stay: the wanted one itself. All quorums are the same before and after.
+    * Voters only go, and ``leader`` is not among them: joint.
+    * Otherwise staging: new voters must catch up before they count, and a leader that is to lose
+      its vote hands over first (thesis 4.2.1, 4.2.2).
+
+    Raises:
+        ValueError: ``members`` can not be.
+    """
+    check_wanted(current, members)
+    wanted = {m.node_id: m for m in members}
+    voters = tuple(m.node_id for m in members if m.voter)
+    if voters == current.voters:
+        gone = [m for m in current.members if m.node_id not in wanted]
+        retired = _retire(current.retired, gone)
+        return replace(current, members=members, target=None, retired=retired, lease=lease)
+    every = {m.node_id: m for m in current.members} | wanted
+    staging = replace(
+        current,
+        members=tuple(replace(every[node], voter=node in current.voters) for node in sorted(every)),
+        target=Target(voters, tuple(m.node_id for m in members if not m.voter)),
+        lease=lease,
+    )
+    if leader in voters and set(voters) < set(current.voters):
+        return joint_of(staging)
+    return staging
+
+
+def joint_of(staging: Configuration) -> Configuration:
+    """Where a staging configuration leads: the wanted voters and the old ones, both majorities."""
+    target = staging.target
+    assert target is not None, "only a staging configuration has a target"
+    stay = {*target.voters, *target.learners}
+    return replace(
+        staging,
+        members=tuple(replace(m, voter=m.node_id in target.voters) for m in staging.members),
+        old_voters=staging.voters,
+        leaving=tuple(m.node_id for m in staging.members if m.node_id not in stay),
+        target=None,
+    )
+
+
+def final_of(joint: Configuration) -> Configuration:
+    """Where a joint configuration leads: the new voters alone decide, who was leaving is gone."""
+    return replace(
+        joint,
+        members=tuple(m for m in joint.members if m.node_id not in joint.leaving),
+        old_voters=(),
+        leaving=(),
+        retired=_retire(joint.retired, (m for m in joint.members if m.node_id in joint.leaving)),
+    )
+
+
+def without_target(staging: Configuration) -> Configuration:
+    """The change is given up: who was to become a voter stays a learner."""
+    return replace(staging, target=None)
+
+
+def _retire(retired: tuple[bytes, ...], gone: Iterable[Member]) -> tuple[bytes, ...]:
+    return (*retired, *(m.incarnation for m in gone))[-MAX_RETIRED:]
+
+
+# -- bytes --------------------------------------------------------------------------------------
 
 
 def encode_configuration(configuration: Configuration) -> bytes:
@@ -65,8 +223,14 @@ def decode_configuration(raw: bytes) -> Configuration:
     """The configuration of those bytes.
 
     Raises:
-        ValueError: not a configuration of a format known here.
+        ValueError: not a configuration of a format known here, or one that contradicts itself.
     """
+    configuration = _decode(raw)
+    check_configuration(configuration)
+    return configuration
+
+
+def _decode(raw: bytes) -> Configuration:
     try:
         body: dict[str, Any] = json.loads(raw)
         if body["format"] not in CONFIGURATION_FORMATS:
@@ -86,7 +250,7 @@ def decode_configuration(raw: bytes) -> Configuration:
             _text(body["cluster_id"]), members, old_voters, level=FIRST_FEATURE_LEVEL
         )
         return first if body["format"] == 1 else _decode_additions(first, body)
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         # RecursionError: what is nested deeply enough is no configuration either.
         raise ValueError(f"not a configuration: {type(error).__name__}: {error}") from error
 
@@ -102,9 +266,14 @@ def _decode_additions(first: Configuration, body: dict[str, Any]) -> Configurati
             tuple(_text(node) for node in target["learners"]),
         ),
         retired=tuple(bytes.fromhex(raw) for raw in body["retired"]),
-        lease=lease and Lease(_number(lease[0]), _number(lease[1])),
+        lease=lease and _decode_lease(lease),
         level=_number(body["level"]),
     )
+
+
+def _decode_lease(raw: Any) -> Lease:
+    election_timeout_ms, clock_error_ppm = raw
+    return Lease(_number(election_timeout_ms), _number(clock_error_ppm))
 
 
 def _number(value: Any) -> int:
@@ -123,6 +292,9 @@ def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{value!r} is not a truth value")
     return value
+
+
+# -- along the log ------------------------------------------------------------------------------
 
 
 class ConfigurationStack:
@@ -159,6 +331,23 @@ class ConfigurationStack:
         """Everything up to ``index`` is in a snapshot: the last configuration there is the base."""
         while len(self._stack) > 1 and self._stack[1][0] <= index:
             del self._stack[0]
+
+    def committed(self, committed: int) -> tuple[int, Configuration]:
+        """The last configuration at or below ``committed``, which is not below the base."""
+        return self.since(committed)[0]
+
+    def since(self, committed: int) -> tuple[tuple[int, Configuration], ...]:
+        """The last configuration at or below ``committed`` and all after it, oldest first."""
+        first = len(self._stack) - 1
+        while first > 0 and self._stack[first][0] > committed:
+            first -= 1
+        return tuple(self._stack[first:])
+
+    def between(self, after: int, last: int) -> tuple[tuple[int, Configuration], ...]:
+        """The configurations above ``after`` up to ``last``, oldest first."""
+        if self._stack[-1][0] <= after:
+            return ()
+        return tuple(item for item in self._stack if after < item[0] <= last)
 
     def at(self, index: int) -> Configuration:
         """The configuration in force at ``index``, which is not below the base."""

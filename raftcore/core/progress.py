@@ -87,6 +87,9 @@ class Progress:
     sent_commit: int = 0
     asked: int = 0  #: sequence of the newest empty append sent to find out what was lost
     asked_ns: int = 0
+    feature_level: int = 0  #: what it said last; 0: nothing yet
+    #: answers to what was sent before are those of somebody else, who had its id (rule 24)
+    after_sequence: int = -1
     #: it rejected what it had acknowledged: it lost data, and counts for nothing any more
     regressed: bool = False
 

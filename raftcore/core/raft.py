@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raftcore.core import election, reads, replication, snapshots, transfer, validation
+from raftcore.core import change, election, reads, replication, snapshots, transfer, validation
 from raftcore.core import events as ev
 from raftcore.core import messages as msg
 from raftcore.core.config import MS, CoreConfig
@@ -30,6 +30,7 @@ from raftcore.core.types import (
     Entry,
     EntryType,
     HardState,
+    Member,
     NodeId,
     Position,
     SnapshotMeta,
@@ -171,10 +172,13 @@ class Raft:
         if leadership is not None:
             replication.advance_commit(s, leadership)
             replication.settle_uncommitted(s, leadership)
+            change.sync_peers(s, leadership)
             reads.on_commit(s, leadership)
             reads.release_confirmed(s, leadership)
             replication.announce_commit(s, leadership)
             transfer.proceed(s, leadership)
+            change.proceed(s, leadership)
+        change.settle(s)
         transfer.settle_handed_over(s)
         snapshots.drop_overtaken(s)
         replication.hand_out(s)
@@ -185,6 +189,22 @@ class Raft:
     def configuration(self) -> Configuration:
         """The configuration in force here."""
         return self._s.configuration
+
+    @property
+    def configuration_index(self) -> int:
+        """Index of the configuration in force: its version."""
+        return self._s.configurations.current_index
+
+    @property
+    def peers(self) -> tuple[Member, ...]:
+        """Whom this node talks to; :class:`~raftcore.core.effects.PeersChanged` says when that
+        changes."""
+        return self._s.announced_peers
+
+    @property
+    def removed(self) -> bool:
+        """Whether a committed configuration has removed this node, as far as this run has seen."""
+        return self._s.removed
 
     def configuration_at(self, index: int) -> Configuration:
         """The configuration in force at ``index``, for a snapshot there."""
@@ -207,6 +227,19 @@ class Raft:
     @property
     def term(self) -> int:
         return self._s.term
+
+    @property
+    def first_index(self) -> int:
+        return self._s.log.first_index
+
+    @property
+    def durable_index(self) -> int:
+        return self._s.log.durable
+
+    @property
+    def last_position(self) -> Position:
+        """Where the accepted log ends."""
+        return self._s.log.last_position
 
     @property
     def commit_index(self) -> int:
@@ -261,8 +294,9 @@ def _on_propose(s: CoreState, event: ev.Propose) -> None:
             continue
         index += 1
         entry = Entry(
-            index, s.term, EntryType.COMMAND, p.data, p.client_id, p.sequence, p.timestamp_ms
-        )
+            index, s.term, EntryType.COMMAND, p.data, p.client_id, p.sequence, p.timestamp_ms,
+            s.configuration.level,
+        )  # fmt: skip
         room -= entry.size_bytes
         accepted.append(entry)
         s.emit(ProposalAccepted(p.token, index, s.term))
@@ -309,6 +343,10 @@ def _on_snapshot_installed(s: CoreState, event: ev.SnapshotInstalled) -> None:
 
 def _on_transfer_requested(s: CoreState, event: ev.TransferRequested) -> None:
     transfer.request(s, event.target)
+
+
+def _on_membership_requested(s: CoreState, event: ev.MembershipRequested) -> None:
+    change.request(s, event)
 
 
 def _on_peer_unreachable(s: CoreState, event: ev.PeerUnreachable) -> None:
@@ -383,6 +421,16 @@ def _heard_from_peer(s: CoreState, leadership: Leadership, m: Any) -> None:
         return
     progress.last_contact_ns = s.now_ns
     progress.read_counter = max(progress.read_counter, m.read_counter)
+    if isinstance(m, msg.AppendReply | msg.HeartbeatReply):
+        progress.feature_level = m.health.feature_level
+
+
+def _answers_a_former_member(leadership: Leadership, m: Any) -> bool:
+    """The peer came after the request was sent: another incarnation, now gone, was asked."""
+    progress = leadership.progress.get(m.sender)
+    if progress is None or isinstance(m, msg.HeartbeatReply):
+        return False
+    return bool(m.sequence <= progress.after_sequence)
 
 
 def _leaders(
@@ -403,9 +451,10 @@ def _replies(
     """For answers to a leader; they mean nothing to anybody else."""
 
     def handler(s: CoreState, m: Any) -> None:
-        if s.leadership is not None:
-            _heard_from_peer(s, s.leadership, m)
-            handle(s, s.leadership, m)
+        leadership = s.leadership
+        if leadership is not None and not _answers_a_former_member(leadership, m):
+            _heard_from_peer(s, leadership, m)
+            handle(s, leadership, m)
 
     return handler
 
@@ -449,5 +498,6 @@ _EVENTS: dict[type[ev.Event], Callable[[CoreState, Any], None]] = {
     ev.SnapshotInstalled: _on_snapshot_installed,
     ev.SnapshotChunkRead: _on_snapshot_chunk_read,
     ev.TransferRequested: _on_transfer_requested,
+    ev.MembershipRequested: _on_membership_requested,
     ev.PeerUnreachable: _on_peer_unreachable,
 }

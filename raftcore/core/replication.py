@@ -41,7 +41,8 @@ def broadcast(s: CoreState, leadership: Leadership) -> None:
 
 def send_append(s: CoreState, leadership: Leadership, peer: NodeId, progress: Progress) -> None:
     """Send ``peer`` as much as it can take now, one message after the other."""
-    if progress.regressed:
+    gone = leadership.departing.get(peer)
+    if progress.regressed or (gone is not None and progress.match_index >= gone.index):
         return
     if progress.state is ProgressState.SNAPSHOT:
         snapshots.feed(s, peer, progress)

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from raftcore.core.catchup import Departing, Staging
 from raftcore.core.config import MS, CoreConfig
 from raftcore.core.effects import (
     ConfigurationChanged,
     Effect,
     LeadershipChanged,
     Notification,
+    PeersChanged,
     Persist,
     Send,
 )
@@ -31,6 +33,8 @@ from raftcore.core.types import (
     Entry,
     EntryType,
     HardState,
+    Lease,
+    Member,
     NodeId,
     SnapshotMeta,
     WriteMark,
@@ -72,6 +76,8 @@ class Transfer:
     target: NodeId
     deadline_ns: int
     timeout_now_sent: bool = False
+    #: somebody waits for its outcome; False: a leader that loses its vote hands over by itself
+    requested: bool = True
 
 
 @dataclass(slots=True)
@@ -80,6 +86,17 @@ class HandedOver:
 
     target: NodeId
     deadline_ns: int
+
+
+@dataclass(slots=True)
+class PendingChange:
+    """A membership request that was accepted here and whose end is not known yet."""
+
+    token: int
+    members: tuple[Member, ...]
+    lease: Lease | None
+    index: int  #: of the first configuration appended for it
+    given_up: str | None = None
 
 
 @dataclass(slots=True)
@@ -96,6 +113,10 @@ class Leadership:
     uncommitted: deque[tuple[int, int]] = field(default_factory=deque)
     uncommitted_bytes: int = 0
     transfer: Transfer | None = None
+    staging: Staging | None = None
+    span: tuple[tuple[int, Configuration], ...] = ()  #: configurations that ``progress`` reflects
+    #: members that a committed configuration has removed, told so for a while yet
+    departing: dict[NodeId, Departing] = field(default_factory=dict)
 
     def next_sequence(self) -> int:
         self.sequence += 1
@@ -150,6 +171,11 @@ class CoreState:
         self.candidacy: Candidacy | None = None
         self.incoming: IncomingSnapshot | None = None
         self.handed_over: HandedOver | None = None
+        self.pending_change: PendingChange | None = None
+        #: whether a committed configuration had this node, up to the one at ``judged_index``
+        self.was_member = False
+        self.removed = False
+        self.judged_index = -1
         #: reads of this node waiting for the leader's answer
         self.remote_reads: set[int] = set()
         #: confirmed reads of this node waiting to be applied: index by read id, ascending; a
@@ -165,6 +191,8 @@ class CoreState:
         self._next_mark = 1
         self._hard_mark: WriteMark | None = None
         self._announced: tuple[Role, int, NodeId | None] = (Role.FOLLOWER, self.term, None)
+        self._peers_key: object = None
+        self.announced_peers = self.peers()
 
     # -- who we are -----------------------------------------------------------------------------
 
@@ -178,16 +206,31 @@ class CoreState:
 
     @property
     def is_voter(self) -> bool:
-        return is_voter(self.configuration, self.node_id)
+        return self.is_voter_of(self.configuration)
+
+    def is_voter_of(self, configuration: Configuration) -> bool:
+        return self.is_member_of(configuration) and is_voter(configuration, self.node_id)
+
+    def is_member_of(self, configuration: Configuration) -> bool:
+        """Not if it has our id under another incarnation: that was somebody else (rule 43)."""
+        member = configuration.member(self.node_id)
+        own = self.config.incarnation
+        return member is not None and (not own or member.incarnation == own)
 
     @property
     def election_timeout_ns(self) -> int:
         return self.config.election_timeout_ms * MS
 
-    def others(self) -> list[NodeId]:
-        """All members but this node, in a fixed order; old voters of a joint configuration too."""
-        ids = {m.node_id for m in self.configuration.members} | set(self.configuration.old_voters)
-        return sorted(ids - {self.node_id})
+    def peers(self) -> tuple[Member, ...]:
+        """Whom this node talks to: every member of the configurations from the last committed one
+        to the one in force, and on a leader those who still have to learn that they are removed."""
+        found: dict[NodeId, Member] = {}
+        if self.leadership is not None:
+            found |= {node: gone.member for node, gone in self.leadership.departing.items()}
+        for _, configuration in self.configurations.since(self.log.committed):
+            found |= {m.node_id: m for m in configuration.members}
+        found.pop(self.node_id, None)
+        return tuple(found[node] for node in sorted(found))
 
     def voters(self) -> list[NodeId]:
         configuration = self.configuration
@@ -249,8 +292,8 @@ class CoreState:
         return bool(changed or self._effects or self._sends or self._new_entries)
 
     def flush(self) -> list[Effect]:
-        """All effects of the event just handled: the write first, then what to send, then the
-        rest in its order, notifications last.
+        """All effects of the event just handled: the write first, then whom to send to and what,
+        then the rest in its order, notifications last.
 
         Durability must not hang on anything that is carried out before it, least of all on what
         somebody does when he is notified.
@@ -259,12 +302,29 @@ class CoreState:
         effects: list[Effect] = []
         if self._hard_state_changed or self._new_entries or self._truncate_from is not None:
             effects.append(self._persist())
+        effects += self._changed_peers()
         effects += self._marked_sends()
         notifications = [e for e in self._effects if isinstance(e, Notification)]
         effects += [e for e in self._effects if not isinstance(e, Notification)]
         effects += notifications
         self._effects, self._sends = [], []
         return effects
+
+    def _changed_peers(self) -> list[Effect]:
+        departing = self.leadership.departing if self.leadership is not None else ()
+        key = (self.configurations.since(self.log.committed), tuple(departing))
+        if key == self._peers_key:
+            return []
+        self._peers_key = key
+        before, now = self.announced_peers, self.peers()
+        ids = {m.node_id for m in now}
+        last_words = {to for to, _, _ in self._sends} - ids
+        if last_words:  # what this step still tells a former peer must find it
+            now = (*now, *(m for m in before if m.node_id in last_words))
+            now = tuple(sorted(now, key=lambda m: m.node_id))
+            self._peers_key = None  # once more with the next step
+        self.announced_peers = now
+        return [PeersChanged(now)] if now != before else []
 
     def _marked_sends(self) -> list[Send]:
         """Messages with the write that each of them waits for.

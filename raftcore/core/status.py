@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raftcore.core.catchup import Staging
 from raftcore.core.config import MS
+from raftcore.core.membership import stage_of
 from raftcore.core.progress import Progress, ProgressState
+from raftcore.core.quorum import majority_size
 from raftcore.core.state import CoreState, Leadership, Role
-from raftcore.core.types import NodeId
+from raftcore.core.types import NodeId, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class PeerStatus:
     snapshot_offset: int | None
     regressed: bool
     paused_because: str | None
+    catch_up: str | None  #: of a new voter: which round, and how far it has to go
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,13 @@ class Status:
     leader_contact_age_ms: int | None
     peers: tuple[PeerStatus, ...]
     not_leader_because: str | None
+    configuration_index: int  #: the configuration's version
+    stage: str
+    old_voters: tuple[NodeId, ...]
+    leaving: tuple[NodeId, ...]
+    target: Target | None
+    change_waits_for: str | None
+    commit_waits_for: tuple[NodeId, ...]  #: on a leader: whose acknowledgement is missing
 
 
 def status_of(s: CoreState) -> Status:
@@ -76,6 +87,13 @@ def status_of(s: CoreState) -> Status:
         leader_contact_age_ms=None if contact is None else (s.now_ns - contact) // MS,
         peers=tuple(_peer_statuses(s, leadership)) if leadership else (),
         not_leader_because=_why_not_leader(s),
+        configuration_index=s.configurations.current_index,
+        stage=stage_of(s.configuration),
+        old_voters=s.configuration.old_voters,
+        leaving=s.configuration.leaving,
+        target=s.configuration.target,
+        change_waits_for=_what_change_waits_for(s),
+        commit_waits_for=_whom_commit_waits_for(s, leadership) if leadership else (),
     )
 
 
@@ -94,6 +112,7 @@ def _peer_statuses(s: CoreState, leadership: Leadership) -> list[PeerStatus]:
                 snapshot_offset=p.feed.offset if p.feed else None,
                 regressed=p.regressed,
                 paused_because=_why_paused(s, p),
+                catch_up=_catch_up(s, leadership.staging, peer, p),
             )
         )
     return statuses
@@ -119,6 +138,8 @@ def _why_paused(s: CoreState, p: Progress) -> str | None:
 def _why_not_leader(s: CoreState) -> str | None:
     if s.role is Role.LEADER:
         return None
+    if s.removed:
+        return "it was removed from the cluster"
     if not s.is_voter:
         return "it is not a voter of the configuration in force"
     if s.leader_id is not None:
@@ -128,3 +149,50 @@ def _why_not_leader(s: CoreState) -> str | None:
     if s.role is Role.CANDIDATE:
         return "it campaigns and has no majority yet"
     return "it waits for a leader or for its election timeout"
+
+
+def _catch_up(s: CoreState, staging: Staging | None, peer: NodeId, p: Progress) -> str | None:
+    if staging is None or staging.index != s.configurations.current_index:
+        return None
+    rounds = staging.rounds.get(peer)
+    if rounds is None:
+        return None
+    if rounds.caught_up:
+        return "caught up"
+    missing = max(rounds.goal_index - p.counted_match, 0)
+    return f"round {rounds.number} of {s.config.catch_up_rounds}, {missing} entries to go"
+
+
+def _what_change_waits_for(s: CoreState) -> str | None:
+    index, leadership = s.configurations.current_index, s.leadership
+    stage = stage_of(s.configuration)
+    if s.log.committed < index:
+        return f"the {stage} configuration at {index} to be committed"
+    if stage == "stable":
+        return None
+    if leadership is None:
+        return "the leader to go on"
+    if s.log.committed < leadership.first_index:
+        return "an entry of this leader's term to be committed"
+    if leadership.transfer is not None:
+        return f"leadership to be handed over to {leadership.transfer.target}"
+    for peer, progress in leadership.progress.items():
+        catch_up = _catch_up(s, leadership.staging, peer, progress)
+        if catch_up not in (None, "caught up"):
+            return f"{peer} to catch up: {catch_up}"
+    return "its next step"
+
+
+def _whom_commit_waits_for(s: CoreState, leadership: Leadership) -> tuple[NodeId, ...]:
+    """The voters that do not hold the log's end, of each majority that has not got it."""
+
+    def holds(node: NodeId) -> bool:
+        match = leadership.progress[node].counted_match if node != s.node_id else s.log.durable
+        return match >= s.log.last_index
+
+    missing: set[NodeId] = set()
+    for voters in (s.configuration.voters, s.configuration.old_voters):
+        without = [voter for voter in voters if not holds(voter)]
+        if len(voters) - len(without) < majority_size(voters):
+            missing |= set(without)
+    return tuple(sorted(missing)) if s.log.committed < s.log.last_index else ()

@@ -25,7 +25,7 @@ def request(s: CoreState, target: NodeId | None) -> None:
     if leadership.transfer is not None:
         s.emit(TransferFinished(False, target, "a transfer is under way already"))
         return
-    chosen = target or _best_target(s, leadership)
+    chosen = target or best_target(s, leadership, s.configuration.voters)
     if chosen is None or chosen == s.node_id or chosen not in s.configuration.voters:
         s.emit(TransferFinished(False, target, "there is no other voter to hand over to"))
         return
@@ -33,12 +33,27 @@ def request(s: CoreState, target: NodeId | None) -> None:
     proceed(s, leadership)
 
 
-def _best_target(s: CoreState, leadership: Leadership) -> NodeId | None:
+def hand_over(s: CoreState, leadership: Leadership, among: tuple[NodeId, ...]) -> bool:
+    """Hand over to one of those, for this leader is to lose its vote; False if there is nobody.
+
+    Nobody asked for it, so nobody is told the outcome.
+    """
+    chosen = best_target(s, leadership, among)
+    if chosen is None:
+        return False
+    deadline_ns = s.now_ns + s.election_timeout_ns
+    leadership.transfer = Transfer(chosen, deadline_ns, requested=False)
+    proceed(s, leadership)
+    return True
+
+
+def best_target(s: CoreState, leadership: Leadership, among: tuple[NodeId, ...]) -> NodeId | None:
     """The voter in recent contact that is furthest along."""
     alive = [
         (progress.match_index, peer)
         for peer, progress in leadership.progress.items()
         if peer in s.configuration.voters
+        and peer in among
         and s.now_ns - progress.last_contact_ns < s.election_timeout_ns
     ]
     return max(alive)[1] if alive else None
@@ -61,9 +76,10 @@ def check_deadline(s: CoreState, leadership: Leadership) -> None:
     transfer = leadership.transfer
     if transfer is not None and s.now_ns >= transfer.deadline_ns:
         leadership.transfer = None
-        sent = transfer.timeout_now_sent  # it may obey yet
-        detail = "the target did not take over in time"
-        s.emit(TransferFinished(False, transfer.target, detail, unknown=sent))
+        if transfer.requested:
+            sent = transfer.timeout_now_sent  # it may obey yet
+            detail = "the target did not take over in time"
+            s.emit(TransferFinished(False, transfer.target, detail, unknown=sent))
 
 
 def settle_handed_over(s: CoreState) -> None:
@@ -88,5 +104,5 @@ def settle_handed_over(s: CoreState) -> None:
 def on_timeout_now(s: CoreState) -> None:
     """The leader of this term asks us to take over; no pre-vote, it would find a live leader."""
     installing = s.incoming is not None and s.incoming.installing
-    if s.role is Role.FOLLOWER and s.is_voter and not installing:
+    if s.role is Role.FOLLOWER and election.may_campaign(s) and not installing:
         election.campaign(s, transfer=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from raftcore.core import messages as msg
 from raftcore.core.errors import PeerViolationError
-from raftcore.core.membership import decode_configuration
+from raftcore.core.membership import check_configuration, decode_configuration
 from raftcore.core.state import CoreState, Leadership
 from raftcore.core.types import MAX_INDEX, MAX_TERM, MAX_TERM_JUMP, Configuration, EntryType
 
@@ -51,7 +51,11 @@ def _check_append(s: CoreState, m: msg.AppendRequest) -> None:
 
 
 def _check_configuration(s: CoreState, m: msg.Message, configuration: Configuration) -> None:
-    """A configuration never changes its cluster, and somebody can always vote under it."""
+    """A configuration makes sense, never changes its cluster, and somebody can vote under it."""
+    try:
+        check_configuration(configuration)
+    except ValueError as error:
+        raise PeerViolationError(f"{m.sender} sent {error}") from error
     if configuration.cluster_id != s.configuration.cluster_id:
         raise PeerViolationError(f"{m.sender} sent a configuration of {configuration.cluster_id!r}")
     if not configuration.voters:

@@ -31,7 +31,6 @@ from raftcore.core.effects import LeadershipChanged
 from raftcore.core.types import NodeId
 from raftcore.errors import (
     EntryTooLargeError,
-    NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
     RefusedError,
@@ -198,7 +197,8 @@ class ClusterLog:
             return bytes((_Answer.TOO_LARGE,))
         except StorageFullError:
             return bytes((_Answer.STORAGE_FULL,))
-        except NotLeaderError:
+        except RefusedError:
+            # Not the leader, handing over, stopping or removed: another node has to be asked.
             return bytes((_Answer.NOT_LEADER,))
         except OutcomeUnknownError:
             return bytes((_Answer.UNKNOWN,))
