@@ -47,6 +47,7 @@ class Settings:
     node_id: str
     bootstrap: tuple[Founder, ...] | None
     join: tuple[HostPort, ...] | None
+    join_as: str
     admit: str
     raft_tls_certificate: Path | None
     raft_tls_key: Path | None

@@ -108,10 +108,16 @@ TABLE: Final[tuple[Setting, ...]] = (
         unset="-",
     ),
     _row(
-        "admit",
+        "join_as",
         "voter",
-        one_of("voter", "learner", "nobody"),
-        "What a node that asks to join becomes; nobody: an administrator has to add it.",
+        one_of("voter", "learner"),
+        "What this node asks to become: a learner is sent everything and never votes.",
+    ),
+    _row(
+        "admit",
+        "all",
+        one_of("all", "none"),
+        "Which nodes that ask to join this cluster may; none: an administrator has to add them.",
     ),
     _row(
         "raft_tls_certificate",

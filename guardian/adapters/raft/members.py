@@ -26,7 +26,11 @@ from raftcore.errors import (
     StaleVersionError,
     TransferFailedError,
 )
+from raftcore.members import wanted_members
 from raftcore.node import Node
+
+#: Member attribute that holds the address a node's HTTP API is reached at.
+HTTP_ATTRIBUTE = "http"
 
 #: First byte of a forwarded request; commands begin with another.
 FORMAT = 2
@@ -64,6 +68,16 @@ class ClusterMembers:
         """See :meth:`guardian.usecases.ports.Members.transfer`."""
         answer = await self._on_leader({"do": "transfer", "target": target}, timeout_s)
         return str(answer["leader"])
+
+    async def announce(self, address: str, attributes: dict[str, str], *, timeout_s: float) -> None:
+        """Have the others call this node at ``address`` from now on. Raises ``Problem``."""
+        request = {
+            "do": "address",
+            "node": self._node.config.node_id,
+            "address": address,
+            "attributes": attributes,
+        }
+        await self._on_leader(request, timeout_s)
 
     async def _on_leader(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         node = self._node
@@ -103,6 +117,9 @@ class ClusterMembers:
         try:
             if request.get("do") == "transfer":
                 return {"leader": await node.transfer_leadership(request["target"])}
+            if request.get("do") == "address":
+                await _readdress(node, request, timeout_s)
+                return {}
             members = _resolve(node, request["members"])
             version = request["version"]
             await node.change_members(members, version=version, timeout_s=timeout_s)
@@ -117,10 +134,17 @@ class ClusterMembers:
         return {"caught_up": True}
 
 
+async def _readdress(node: Node, request: dict[str, Any], timeout_s: float) -> None:
+    attributes = tuple(sorted(request["attributes"].items()))
+    await node.update_address(
+        request["node"], request["address"], attributes=attributes, timeout_s=timeout_s
+    )
+
+
 def _resolve(node: Node, wanted: Sequence[tuple[NodeId, bool]]) -> list[Member]:
     """The members of these ids: as they are now, or as they asked to join."""
-    known = {joiner.node_id: joiner for joiner in node.pending_joiners}
-    known |= {member.node_id: member for member in node.configuration.members}
+    known = {member.node_id: member for member in node.pending_joiners}
+    known |= {member.node_id: member for member in wanted_members(node.configuration)}
     faults = tuple(
         Fault(f"/members/{number}/id", "is no member, and has not asked to join")
         for number, (node_id, _) in enumerate(wanted)
