@@ -50,10 +50,12 @@ from guardian.usecases.services import Ports, Services
 from raftcore import CoreConfig, Node, NodeOptions
 from raftcore.core.effects import LeadershipChanged
 from raftcore.core.types import Member
-from raftcore.startup import open_member
+from raftcore.errors import RemovedError
 from raftcore.startup import Member as OpenedMember
+from raftcore.startup import open_member
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.lmdb_log import LmdbLog
+from raftcore.trace import Kind, TraceEvent
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +180,7 @@ class Guardian:
         self._members.attach(self.node)
         if member.joining is not None:
             self._background(lambda: self._become_member(member))
+        self.node.on_event(self._on_event)
         self._hook(machine, member.identity.cluster_id)
         await self._database.open()
         self._cleanup.push_async_callback(self._database.close)
@@ -343,6 +346,11 @@ class Guardian:
     def _on_leadership(self, change: LeadershipChanged) -> None:
         if change.role == "leader":
             self._lead()
+
+    def _on_event(self, event: TraceEvent) -> None:
+        """A node that was removed has nothing left to do; whoever waits for an answer gets it."""
+        if event.kind is Kind.REMOVED and self._failed is not None and not self._failed.done():
+            self._failed.set_exception(RemovedError(f"this node was removed: {self.node.removed}"))
 
     def _lead(self) -> None:
         """Project and reconcile for as long as this node leads; both end by themselves."""

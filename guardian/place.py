@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import logging
 
+from raftcore.transport.tls import TlsOptions
+
 from guardian.adapters.raft.members import HTTP_ATTRIBUTE
 from guardian.settings import Settings, SettingsError, check_shared
 from raftcore import Founder
 from raftcore.core.types import Configuration
 from raftcore.startup import Join, check_may_found
 from raftcore.storage.directory import DataDirectory
-from raftcore.transport.tls import TlsOptions
 
 logger = logging.getLogger(__name__)
 
