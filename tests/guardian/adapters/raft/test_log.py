@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from guardian.adapters.raft import log as log_module
-from guardian.adapters.raft.log import HTTP_ATTRIBUTE, ClusterLog
+from guardian.adapters.raft.log import ClusterLog
+from guardian.adapters.raft.members import HTTP_ATTRIBUTE, ClusterMembers
 from guardian.domain.problems import Problem
 from guardian.fsm.commands import (
     DeleteProject,
@@ -104,7 +105,7 @@ def state() -> State:
 
 @pytest.fixture
 def log(state: State) -> ClusterLog:
-    return ClusterLog(state)  # type: ignore[arg-type]
+    return ClusterLog(state, ClusterMembers())  # type: ignore[arg-type]
 
 
 def attach(log: ClusterLog, *script: Turn, leader: str | None = "a") -> FakeNode:
