@@ -15,9 +15,10 @@ import click
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
 from guardian.adapters.postgres.errors import PostgresError
 from guardian.adapters.security.secret_file import SecretFileError, load_or_create_secret
-from guardian.app import FirstAdmin, Guardian, check_fits_cluster, check_may_start
+from guardian.app import FirstAdmin, Guardian
 from guardian.cli.banner import show_first_admin, show_ready
 from guardian.cli.loop import run_on_loop
+from guardian.place import check_fits_cluster, check_may_start
 from guardian.settings import (
     EXIT_CONFIGURATION,
     Settings,

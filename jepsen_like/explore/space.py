@@ -324,11 +324,15 @@ class Space:
         """Whether delivering it would never again change anything, however late it comes."""
         to, sender, m = self._messages[message]
         known = self._known[nodes[to]]
-        told = self._known[nodes[sender]].durable_term >= self._last_term
+        asker = self._known[nodes[sender]]
+        told = asker.durable_term >= self._last_term
+        if told and asker.role == "candidate":
+            told = type(m) is not msg.VoteRequest  # it counts each refusal that it hears
         key = (message, known.durable_term, known.term, known.role, told)
         dead = self._dead.get(key)
         if dead is None:
-            dead = self._dead[key] = _means_nothing(m, known, sender_knows_all_terms=told)
+            last = self._last_term
+            dead = self._dead[key] = _means_nothing(m, known, last, sender_knows_all_terms=told)
         return dead
 
     # -- words ----------------------------------------------------------------------------------
@@ -365,7 +369,9 @@ class Space:
         raise ValueError(f"{' '.join(wanted)!r} may not happen here")
 
 
-def _means_nothing(m: msg.Message, known: Known, *, sender_knows_all_terms: bool) -> bool:
+def _means_nothing(
+    m: msg.Message, known: Known, last_term: int, *, sender_knows_all_terms: bool
+) -> bool:
     """Whether the node of ``known`` will never again do anything for ``m``.
 
     A term that is durable never comes back, and nobody campaigns or leads twice in one term. What
@@ -373,10 +379,13 @@ def _means_nothing(m: msg.Message, known: Known, *, sender_knows_all_terms: bool
     the bounds there may be none that it does not know.
     """
     if isinstance(m, msg.VoteReply) and m.pre_vote:
-        return m.term <= known.durable_term if m.granted else m.term < known.durable_term
+        never_again = known.durable_term >= last_term  # does it ask for pre-votes
+        return never_again or m.term < known.durable_term + m.granted
     if isinstance(m, _ANSWERS):
-        wanted = "candidate" if isinstance(m, msg.VoteReply) else "leader"
-        return m.term <= known.durable_term and (known.term, known.role) != (m.term, wanted)
+        # A candidate may lead yet, and hear then what was said to it before.
+        wanted = ("candidate",) if isinstance(m, msg.VoteReply) else ("candidate", "leader")
+        still = known.term == m.term and known.role in wanted
+        return m.term <= known.durable_term and not still
     return sender_knows_all_terms and m.term < known.durable_term + _is_pre_vote(m)
 
 

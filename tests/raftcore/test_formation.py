@@ -387,6 +387,7 @@ async def test_the_oldest_founder_decides_the_feature_level(
     )
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as below
 async def test_a_founder_that_comes_back_with_another_release_changes_the_proposal(
     town: Town,
 ) -> None:
