@@ -146,9 +146,13 @@ class Membership:
         try:
             standing = self.standing(hello.node_id, hello.incarnation, hello.version)
         except HandshakeRefusedError as error:
-            if error.code == RefusalCode.INCARNATION:
+            if error.code != RefusalCode.INCARNATION:
+                raise
+            if self.configuration.member(hello.node_id) is not None:
                 raise self._remove_first(hello) from error
-            raise
+            # The configuration in force has removed the one of that name; that it is still a peer
+            # here, until that is committed and told to it, does not keep its successor out.
+            standing = Standing.GUEST
         if standing is Standing.PEER:
             return self.membership_proof()
         return self.introduction() if not hello.cluster_id else None

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from raftcore import (
+    AlreadyBootstrappedError,
     AppliedPosition,
     BootstrapError,
     CoreConfig,
@@ -20,6 +21,8 @@ from raftcore import (
     Entry,
     EntryType,
     Founder,
+    Join,
+    Member,
     Node,
     NodeOptions,
     open_member,
@@ -81,16 +84,22 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self.machines: dict[str, Memory] = {}
         self.traces: dict[str, MemoryTracer] = {}
+        self.welcomed: set[str] = set()
         self._directories: dict[str, DataDirectory] = {}
 
-    async def _start_one(self, founder: Founder, **options: Any) -> None:
+    async def _start_one(self, founder: Founder, *, join: bool = False, **options: Any) -> Any:
         name = founder.node_id
         directory = DataDirectory.open(self.root / name, name, allow_unsupported_fs=True)
         self._directories[name] = directory
         host, port = founder.address.split(":")
         told: list[str] = []
+        targets = [f.address for f in self.founders]
         member = await open_member(
-            directory, founders=self.founders, listen=(host, int(port)), on_progress=told.append
+            directory,
+            founders=() if join else self.founders,
+            listen=(host, int(port)),
+            join=Join(targets, founder.address) if join else None,
+            on_progress=told.append,
         )
         self.machines[name], self.traces[name] = Memory(), MemoryTracer()
         self.nodes[name] = Node(
@@ -100,25 +109,44 @@ class Cluster:
             state_machine=self.machines[name],
             options=NodeOptions(**options),
             tracer=self.traces[name],
+            on_join=self._welcome,
         )
         await self.nodes[name].start()
+        return member
+
+    async def _welcome(self, joiner: Member) -> bool:
+        return joiner.node_id in self.welcomed
 
     async def start(self, **options: Any) -> None:
         async with asyncio.timeout(20):
             await asyncio.gather(*(self._start_one(f, **options) for f in self.founders))
 
+    async def join(self, name: str) -> Node:
+        """Start a node with an empty directory, and let it ask until it is a member."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        async with asyncio.timeout(20):
+            member = await self._start_one(Founder(name, f"127.0.0.1:{port}"), join=True)
+            configuration = await member.become_member()
+        assert configuration.member(name).incarnation == member.identity.incarnation
+        return self.nodes[name]
+
+    def release(self, name: str) -> None:
+        """Let go of a directory that no node came to use."""
+        self._directories.pop(name).close()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110 (nothing signals it)
+                await asyncio.sleep(0.01)
+
     async def restart(self, founder: Founder) -> Node:
         """Start that member again, stopped or not, at the founder's address."""
-        await self.halt(founder.node_id)
+        if founder.node_id in self.nodes:
+            await self.stop_one(founder.node_id)
         async with asyncio.timeout(20):
             await self._start_one(founder)
         return self.nodes[founder.node_id]
-
-    async def halt(self, name: str) -> None:
-        """Stop that member and let go of its directory."""
-        if name in self.nodes:
-            await self.nodes.pop(name).stop(handover=False)
-            self._directories.pop(name).close()
 
     async def start_one(self, name: str) -> None:
         async with asyncio.timeout(20):
@@ -228,7 +256,7 @@ async def test_a_member_whose_log_rotted_is_filled_again_by_the_others(make_clus
         await leader.propose(command)
     await cluster.until_equal(commands)
     rotten = next(f for f in cluster.founders if f.node_id != leader.config.node_id)
-    await cluster.halt(rotten.node_id)
+    await cluster.stop_one(rotten.node_id)
     flip_a_bit_of(commands[17], cluster.root / rotten.node_id)
     node = await cluster.restart(rotten)
     trace = cluster.traces[rotten.node_id]
@@ -241,9 +269,51 @@ async def test_a_member_whose_log_rotted_is_filled_again_by_the_others(make_clus
     assert ended.fields["index"] >= len(commands)
     await node.read_barrier()
     # and it is a member like any other again: with it alone another one is a quorum
-    await cluster.halt(next(n for n in NAMES if n not in {leader.config.node_id, rotten.node_id}))
+    await cluster.stop_one(
+        next(n for n in NAMES if n not in {leader.config.node_id, rotten.node_id})
+    )
     await leader.propose(b"with it")
     assert cluster.machines[leader.config.node_id].commands[-1] == b"with it"
+
+
+async def test_a_node_joins_by_asking_and_is_a_voter_like_the_others(make_cluster: Any) -> None:
+    cluster = make_cluster(*NAMES)
+    await cluster.start()
+    leader = await cluster.leader()
+    for number in range(20):
+        await leader.propose(b"%d" % number)
+    cluster.welcomed.add("d")
+    node = await cluster.join("d")
+    await cluster.until(lambda: "d" in node.configuration.voters)
+    await cluster.until(lambda: node.status().stage == "stable")
+    await cluster.until_equal([b"%d" % n for n in range(20)])
+    assert await node.read_barrier() > 0
+    # with one of the four gone a quorum of three needs the new one
+    await cluster.stop_one(next(n for n in NAMES if n != leader.config.node_id))
+    await leader.propose(b"with d")
+    restarted = await cluster.restart(Founder("d", node.configuration.member("d").address))
+    await cluster.until(lambda: cluster.machines["d"].commands[-1:] == [b"with d"])
+    assert restarted.configuration.voters == ("a", "b", "c", "d")
+
+
+async def test_a_wiped_member_joins_again_once_it_was_removed(
+    make_cluster: Any, tmp_path: Path
+) -> None:
+    cluster = make_cluster(*NAMES)
+    await cluster.start()
+    leader = await cluster.leader()
+    await leader.propose(b"x")
+    gone = next(n for n in NAMES if n != leader.config.node_id)
+    cluster.welcomed.add(gone)
+    await cluster.stop_one(gone)
+    (tmp_path / gone).rename(tmp_path / "lost")
+    with pytest.raises(AlreadyBootstrappedError):
+        await cluster.join(gone)
+    cluster.release(gone)
+    await leader.remove(gone)
+    node = await cluster.join(gone)
+    await cluster.until(lambda: gone in node.configuration.voters)
+    await cluster.until_equal([b"x"])
 
 
 def flip_a_bit_of(payload: bytes, directory: Path) -> None:

@@ -336,6 +336,19 @@ async def test_a_joiner_that_can_not_become_a_member_is_told_why_and_nothing_is_
         assert "remove it first" in refusal.detail
 
 
+async def test_the_successor_of_a_member_on_its_way_out_may_join_before_that_one_is_told(
+    make_cluster: Any, dial: Any
+) -> None:
+    cluster = make_cluster("a", "b")
+    a = await cluster.start("a")
+    # b is a peer still, until its removal is committed and told
+    removing = without(cluster.configuration, "b", retired=True)
+    a.configure(removing, cluster.configuration.members)
+    kind, body = await ask(dial, a.port, joining_hello(node_id="b", cluster_id=""))
+    assert kind is FrameKind.WELCOME
+    assert decode_introduction(body).cluster_id == cluster.configuration.cluster_id
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "subject"),
     [
