@@ -24,6 +24,7 @@ from raftcore.errors import (
     NotReadyError,
     OutcomeUnknownError,
     OverloadedError,
+    PlainTransportError,
     QuarantinedError,
     RaftcoreError,
     ReadTimeoutError,
@@ -33,6 +34,7 @@ from raftcore.errors import (
     StoppedError,
     StorageError,
     StorageFullError,
+    TlsError,
     TransferFailedError,
     TransferringError,
     UnknownPeerError,
@@ -41,13 +43,16 @@ from raftcore.formation import Founder
 from raftcore.metrics import FIGURES, Counters, Figure, HistogramValue, Sample
 from raftcore.node import Node
 from raftcore.runtime import NodeOptions, Runtime
-from raftcore.startup import open_member
+from raftcore.startup import Join, open_member
 from raftcore.statemachine import AppliedPosition, SnapshotSource, StateMachine
 from raftcore.status import DiskStatus, NodeStatus, Proposed, SnapshotStatus
 from raftcore.storage.base import Identity, LogStorage
 from raftcore.storage.directory import DataDirectory
 from raftcore.trace import JsonLinesTracer, TraceEvent, Tracer
 from raftcore.transport.base import Transport
+from raftcore.transport.handshake import Facts
+from raftcore.transport.options import TransportOptions
+from raftcore.transport.tls import TlsOptions
 
 __version__ = "0.1.0"
 
@@ -66,12 +71,14 @@ __all__ = [
     "EntryTooLargeError",
     "EntryType",
     "ExitCode",
+    "Facts",
     "Figure",
     "Founder",
     "HistogramValue",
     "Identity",
     "IncarnationError",
     "InvalidChangeError",
+    "Join",
     "JoinPolicy",
     "JsonLinesTracer",
     "Lease",
@@ -86,6 +93,7 @@ __all__ = [
     "NotReadyError",
     "OutcomeUnknownError",
     "OverloadedError",
+    "PlainTransportError",
     "Proposed",
     "QuarantinedError",
     "RaftcoreError",
@@ -102,11 +110,14 @@ __all__ = [
     "StoppedError",
     "StorageError",
     "StorageFullError",
+    "TlsError",
+    "TlsOptions",
     "TraceEvent",
     "Tracer",
     "TransferFailedError",
     "TransferringError",
     "Transport",
+    "TransportOptions",
     "UnknownPeerError",
     "open_member",
 ]

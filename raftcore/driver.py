@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -101,6 +101,7 @@ class Driver:
         self._free_bytes: int | None = None
         self._pending: deque[ev.Event] = deque()
         self._stepping = False
+        self._step_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_deadline_ns = 0
         self._log_worker, self._apply_worker, self._snapshot_worker, self._read_worker = (
@@ -246,6 +247,7 @@ class Driver:
     def _step(self, event: ev.Event) -> None:
         """One step. Effects that are carried out half-way leave nothing to go on from: whatever is
         raised, except a peer's violation, stops the node."""
+        self._step_ns = event.now_ns
         try:
             effects = self.raft.step(event)
         except PeerViolationError as error:
@@ -327,11 +329,8 @@ class Driver:
     def _apply(self, effect: fx.Apply) -> None:
         entries = effect.entries
         if self.proposals.accepted_any:
-            now_ns, commit_seconds = self.now_ns(), self.observer.measures["commit_seconds"]
-            for entry in entries:
-                accepted_ns = self.proposals.accepted_ns(entry.index)
-                if accepted_ns is not None:
-                    commit_seconds.observe((now_ns - accepted_ns) / 1e9)
+            times = self.proposals.accepted_times(range(entries[0].index, entries[-1].index + 1))
+            self.observer.took("commit_seconds", times)
         self.observer.applying(entries[-1].index)
         self._apply_worker.submit(lambda: self._apply_on_worker(entries))
 
@@ -354,12 +353,11 @@ class Driver:
         self.observer.applied(last_index, len(entries), duration_ns)
         if self.proposals.accepted_any:
             resolve, leader_id = self.proposals.applied, self.raft.leader_id
-            proposal_seconds = self.observer.measures["proposal_seconds"]
-            for entry, result in zip(entries, results, strict=True):
-                proposed = Proposed(result, entry.index, entry.term)
-                asked_ns = resolve(entry.index, entry.term, proposed, leader_id)
-                if asked_ns is not None:
-                    proposal_seconds.observe((now_ns - asked_ns) / 1e9)
+            asked: Counter[int | None] = Counter(
+                resolve(e.index, e.term, Proposed(result, e.index, e.term), leader_id)
+                for e, result in zip(entries, results, strict=True)
+            )
+            self.observer.took("proposal_seconds", asked)
         self.waits.reached(last_index)
         self.deliver(ev.Applied(now_ns, last_index))
         if not self._closed:
@@ -384,7 +382,7 @@ class Driver:
         self.reads.refuse(effect.read_id, waiters.refusal(effect.reason, effect.leader_id))
 
     def _proposal_accepted(self, effect: fx.ProposalAccepted) -> None:
-        self.proposals.accepted(effect.token, effect.index, effect.term, self.now_ns())
+        self.proposals.accepted(effect.token, effect.index, effect.term, self._step_ns)
 
     def _proposal_refused(self, effect: fx.ProposalRefused) -> None:
         self.proposals.refused(effect.token, waiters.refusal(effect.reason, effect.leader_id))

@@ -241,3 +241,16 @@ class RemovedError(RefusedError, BootstrapError):
     needs the cluster is refused, and a start that would join it fails."""
 
     code = "removed"
+
+
+class TlsError(RaftcoreError):
+    """Certificates, keys or CAs can not be used."""
+
+    code = "E_TLS"
+    exit_code = ExitCode.CONFIG
+
+
+class PlainTransportError(TlsError):
+    """Peers would be listened to without TLS where others can connect."""
+
+    code = "E_PLAIN_TRANSPORT"

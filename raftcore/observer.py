@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from raftcore.core import effects as fx
 from raftcore.core.membership import stage_of
@@ -136,6 +136,13 @@ class Observer:
         measures["write_queue_seconds"].observe(written.waited_ns / 1e9)
         measures["write_entries"].observe(written.entries)
         measures["write_bytes"].observe(written.size_bytes)
+
+    def took(self, name: str, began: Mapping[int, int] | Mapping[int | None, int]) -> None:
+        """What began at those times, so many each, has ended now."""
+        now_ns, histogram = self._clock_ns(), self.measures[name]
+        for began_ns, times in began.items():
+            if began_ns is not None:
+                histogram.observe((now_ns - began_ns) / 1e9, times)
 
     def applying(self, last_index: int) -> None:
         self._applying.append((last_index, self._clock_ns()))

@@ -70,34 +70,32 @@ class Operations:
                 refused before anything happened.
             OutcomeUnknownError: it was accepted and may or may not take effect.
         """
+        timer = None
         try:
-            return await self._propose(data, timeout_s, client_id, sequence)
+            driver = self._member()
+            waiters.check_size(data, self.options.max_entry_bytes)
+            if driver.disk_full:
+                driver.writer.maintain()
+                raise StorageFullError("the disk of the log is nearly full")
+            loop = asyncio.get_running_loop()
+            if not driver.proposals.incoming:
+                # Everything proposed in this turn of the loop goes into one event.
+                driver.proposals.turn_ns = driver.now_ns()
+                loop.call_soon(driver.flush_proposals)
+            future = driver.proposals.add(loop, data, client_id, sequence)
+            timer = loop.call_later(timeout_s, driver.proposals.expire, future)
+            result: Proposed = await future
         except RefusedError as error:
             self.counters.proposals_refused_by[error.code] += 1
             raise
         except OutcomeUnknownError:
             self.counters.proposals_unknown += 1
             raise
-
-    async def _propose(
-        self, data: bytes, timeout_s: float, client_id: bytes, sequence: int
-    ) -> Proposed:
-        driver = self._member()
-        waiters.check_size(data, self.options.max_entry_bytes)
-        if driver.disk_full:
-            driver.writer.maintain()
-            raise StorageFullError("the disk of the log is nearly full")
-        loop = asyncio.get_running_loop()
-        future = driver.proposals.add(loop, data, client_id, sequence, driver.now_ns())
-        if len(driver.proposals.incoming) == 1:
-            # Everything proposed in this turn of the loop goes into one event.
-            loop.call_soon(driver.flush_proposals)
-        timer = loop.call_later(timeout_s, driver.proposals.expire, future)
-        try:
-            result: Proposed = await future
+        else:
+            return result
         finally:
-            timer.cancel()
-        return result
+            if timer is not None:
+                timer.cancel()
 
     async def read_barrier(self, *, timeout_s: float = 10.0, lease: bool | None = None) -> int:
         """After this the local state machine reflects every write acknowledged before the call.

@@ -41,6 +41,17 @@ class NodeOptions:
     max_pending_joiners: int = 64
     scrub_interval_s: float = 86_400.0
 
+    def __post_init__(self) -> None:
+        for name in (
+            "snapshot_entries", "snapshot_bytes", "max_entry_bytes", "max_pending_proposals",
+            "max_pending_waits", "max_pending_joiners",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("min_free_bytes", "handover_timeout_s", "scrub_interval_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+
 
 @dataclass(slots=True)
 class Runtime:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -62,6 +64,8 @@ class Proposals:
 
     def __init__(self, limit: int) -> None:
         self.incoming: list[_Incoming] = []
+        #: when the first of ``incoming`` was made; the clock is read once per turn of the loop
+        self.turn_ns = 0
         self._limit = limit
         self._next_token = 0
         self._asked: dict[int, tuple[asyncio.Future[Any], int]] = {}
@@ -71,18 +75,13 @@ class Proposals:
         return len(self._asked) + len(self._by_index)
 
     def add(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        data: bytes,
-        client_id: bytes,
-        sequence: int,
-        now_ns: int = 0,
+        self, loop: asyncio.AbstractEventLoop, data: bytes, client_id: bytes, sequence: int
     ) -> asyncio.Future[Any]:
         if len(self) >= self._limit:
             raise OverloadedError(f"{len(self)} proposals are waiting already")
         self._next_token += 1
         future: asyncio.Future[Any] = loop.create_future()
-        self._asked[self._next_token] = (future, now_ns)
+        self._asked[self._next_token] = (future, self.turn_ns)
         self.incoming.append(_Incoming(self._next_token, data, client_id, sequence))
         return future
 
@@ -125,10 +124,10 @@ class Proposals:
     def refused(self, token: int, error: RefusedError) -> None:
         _set_error(self._asked.pop(token)[0], error)
 
-    def accepted_ns(self, index: int) -> int | None:
-        """When the proposal that waits at ``index`` was accepted, if one does."""
-        accepted = self._by_index.get(index)
-        return accepted.accepted_ns if accepted is not None else None
+    def accepted_times(self, indexes: Iterable[int]) -> Counter[int]:
+        """When the proposals that wait at those indexes were accepted, and how many each time."""
+        by_index = self._by_index
+        return Counter(by_index[index].accepted_ns for index in indexes if index in by_index)
 
     def applied(
         self, index: int, term: int, result: object, leader_id: NodeId | None

@@ -53,12 +53,14 @@ def on_heartbeat(s: CoreState, m: Heartbeat) -> None:
 def settle(s: CoreState) -> None:
     """Ask storage to end the quarantine, once.
 
-    Durable alone is not enough: up to the commit index our log is known to be the leader's.
+    Durable alone is not enough: an append of this term must have shown that our log is the leader's
+    up to there. So the leader knows where this run stands: what an earlier one acknowledged beyond
+    that, in a quarantine that the leader takes for this one, is refuted before we count again.
     """
     wanted = s.release_index
-    if wanted is None or s.ending_quarantine:
+    if wanted is None or s.ending_quarantine or s.verified is None:
         return
-    if min(s.log.durable, s.log.committed) >= wanted:
+    if s.verified >= Position(s.term, wanted) and min(s.log.durable, s.log.committed) >= wanted:
         s.ending_quarantine = True
         s.emit(EndQuarantine(wanted))
 

@@ -127,9 +127,11 @@ def on_entries_read(
             snapshots.begin_feed(s, peer, progress)
             return
         if entries:
-            # An acknowledgement may have moved the peer on while its entries were being read.
-            s.log.check_read(entries[0].index, entries)
+            # An acknowledgement may have moved the peer on while its entries were being read, and
+            # what it has no use for any more may be compacted.
             entries = entries[max(progress.next_index - entries[0].index, 0) :]
+        if entries:
+            s.log.check_read(entries[0].index, entries)
         if entries and entries[0].index == progress.next_index:
             _send_entries(s, leadership, peer, progress, prev_term, entries)
             send_append(s, leadership, peer, progress)
@@ -151,13 +153,18 @@ def on_append_reply(s: CoreState, leadership: Leadership, m: AppendReply) -> Non
         elif progress.state is ProgressState.SNAPSHOT:
             snapshots.check_caught_up(s, progress)
     elif request is not None and progress.state is not ProgressState.SNAPSHOT:
-        _on_rejection(s, progress, m, request)
+        _on_rejection(s, leadership, progress, m, request)
     send_append(s, leadership, m.sender, progress)
 
 
-def _on_rejection(s: CoreState, progress: Progress, m: AppendReply, request: InFlight) -> None:
+def _on_rejection(
+    s: CoreState, leadership: Leadership, progress: Progress, m: AppendReply, request: InFlight
+) -> None:
     """Back to where both logs may agree; each probe falls by at least one term (rule 25)."""
-    if request.proven:
+    if request.proven and progress.health.quarantined:
+        # It went back once more, before we heard that it had been let out: that is known to it.
+        progress.restart(leadership.sequence)
+    elif request.proven:
         # It acknowledged this position before the request was sent and denies it now: its disk went
         # back. Probing it again could never end, and counting it could lose a committed entry.
         progress.regressed = True
@@ -191,6 +198,9 @@ def on_heartbeat_reply(s: CoreState, leadership: Leadership, m: HeartbeatReply) 
         return
     if progress.inflight and progress.state is not ProgressState.SNAPSHOT:
         _ask_again(s, leadership, m.sender, progress)
+    elif progress.health.quarantined and progress.state is ProgressState.REPLICATE:
+        # It leaves quarantine only once it has answered an append of this run (D3).
+        progress.become_probe()
     send_append(s, leadership, m.sender, progress)
 
 

@@ -143,6 +143,11 @@ class LmdbLog(LogReader):
     def identity(self) -> Identity:
         return self._identity
 
+    @property
+    def configuration(self) -> Configuration:
+        """The newest configuration in the log or its snapshot; without members if it has none."""
+        return self._configurations.current
+
     def load(self) -> Recovered:
         """See :meth:`LogStorage.load`; what was found when the log was opened."""
         self._transactions.check()

@@ -39,6 +39,10 @@ def is_release(_to: str, m: Message) -> bool:
     return isinstance(m, msg.Heartbeat) and m.release_index > 0
 
 
+def says_quarantined(m: Message) -> bool:
+    return isinstance(m, msg.AppendReply | msg.HeartbeatReply) and m.health.quarantined
+
+
 def lose_suffix(c: ManualCluster, name: str, keep: int) -> ManualNode:
     """That node crashes, and starts again with what its disk held earlier; FLOOR tells."""
     node = c[name]
@@ -165,6 +169,7 @@ def test_quarantine_ended_too_early_would_lose_an_acknowledged_write(
     c, leader, b = wiped()
     leader.time_out()
     c.deliver(lambda _to, m: not isinstance(m, msg.AppendRequest))
+    b.receive(msg.AppendRequest("a", 1, 1, 1, 0, 9, 0, ()))
     assert not b.raft.quarantined
     c.heal()
     c.isolate("a")
@@ -230,6 +235,27 @@ def test_quarantine_is_not_ended_by_a_log_that_is_only_long_enough() -> None:
     b.receive(msg.Heartbeat("a", 2, 3, 1, 3, release_index=3))
     assert b.raft.quarantined
     assert b.raft.commit_index == 0
+
+
+def test_quarantine_that_its_leader_takes_for_the_one_before_forgets_its_word_too() -> None:
+    """b was let out, acknowledged more and went back again, and a heard of none of it but that."""
+    c, leader, b = wiped(absent=None)
+    while b.raft.quarantined:
+        c.set_time(c.now_ns + 60 * MS)
+        leader.tick()
+        c.deliver(lambda to, m: to != "a" or m.sender != "b" or says_quarantined(m))
+    c.drop()
+    held = peer(leader, "b").match_index
+    assert (held, peer(leader, "b").quarantined) == (3, True)
+    b.image.commit_hint = 2
+    b = lose_suffix(c, "b", 2)
+    leader.receive(msg.HeartbeatReply("b", 1, 0, QUARANTINED))
+    b.receive(msg.Heartbeat("a", 1, 2, 0, 2, release_index=2))
+    assert b.raft.quarantined, "nothing has shown a yet where this run stands"
+    c.advance(400)
+    assert not b.raft.quarantined
+    assert alarms(leader) == []
+    assert peer(leader, "b").match_index == b.image.last_index == 3
 
 
 def test_quarantine_names_no_way_out_before_an_entry_of_the_term_is_committed() -> None:

@@ -474,6 +474,20 @@ def test_entries_out_of_memory_are_read_from_storage_for_a_peer() -> None:
     assert c["b"].image.entries == leader.image.entries
 
 
+def test_a_read_whose_beginning_is_compacted_meanwhile_harms_nothing() -> None:
+    """The peer acknowledged, late, what was being read for it; nothing needs that any more."""
+    _, leader = far_behind(trailing_entries=2)
+    (read,) = leader.to_read
+    entries = tuple(leader.image.entries)
+    leader.to_read.clear()
+    leader.receive(msg.AppendReply("b", leader.raft.term, True, 8, 0, 0, 1, 0))
+    leader.take_snapshot()
+    assert leader.raft.status().first_index > read.first
+    leader.outbox.clear()
+    leader.step(ev.EntriesRead(leader.now_ns, read.request_id, entries))
+    assert [e.index for m in requests(leader.outbox, "b") for e in m.entries] == [9]
+
+
 def test_rule_29_a_short_read_is_sent_and_the_rest_is_read_next() -> None:
     _, leader = far_behind()
     (read,) = leader.to_read
@@ -518,6 +532,19 @@ def test_an_acknowledgement_of_all_that_is_being_read_leaves_nothing_to_send() -
     leader.outbox.clear()
     leader.step(ev.EntriesRead(leader.now_ns, read.request_id, tuple(leader.image.entries[:2])))
     assert not requests(leader.outbox, "b")
+
+
+def test_what_a_peer_passed_during_a_read_may_be_compacted_when_it_arrives() -> None:
+    """Found by simulation: with a slow disk the leader took it for a wrong read."""
+    _, leader = far_behind(trailing_entries=2)
+    (read,) = leader.to_read
+    entries = tuple(leader.image.entries)
+    leader.receive(msg.AppendReply("b", leader.raft.term, True, 7, 0, 0, 1, 0))
+    leader.take_snapshot()
+    leader.take_snapshot()
+    assert leader.raft.status().first_index == 8
+    leader.step(ev.EntriesRead(leader.now_ns, read.request_id, entries))
+    assert [e.index for e in requests(leader.outbox, "b")[-1].entries] == [8, 9]
 
 
 def test_a_read_that_found_nothing_is_asked_again_later() -> None:

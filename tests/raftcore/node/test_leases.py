@@ -70,3 +70,23 @@ async def test_a_lease_runs_out_when_nobody_answers(make_world: Any) -> None:
     read = asyncio.create_task(leader.read_barrier(lease=True, timeout_s=0.3))
     await asyncio.wait({read})
     assert read.exception() is not None, "a read that nobody confirmed"
+
+
+async def test_leases_are_turned_on_and_off_for_all_members_at_once(three: Any) -> None:
+    await three.start(options=NodeOptions(lease_reads=True))
+    leader = await three.leader()
+    await leader.read_barrier()
+    assert leader.status().core.lease_remaining_ms is None
+    configuration, version = await leader.set_lease(LEASE)
+    assert configuration.lease == LEASE
+    assert configuration.members == three.configuration.members
+    await three.until("it is held", lambda: leader.status().core.lease_remaining_ms)
+    await three.until(
+        "all go by it", lambda: all(n.configuration.lease == LEASE for n in three.nodes.values())
+    )
+    await leader.update_address("b", "b:2")
+    assert leader.configuration.lease == LEASE, "a change of the members leaves it alone"
+    configuration, later = await leader.set_lease(None)
+    assert (configuration.lease, later > version) == (None, True)
+    assert leader.status().core.lease_remaining_ms is None
+    await leader.read_barrier()

@@ -16,6 +16,7 @@ from raftcore import (
     IncarnationError,
     InvalidChangeError,
     Member,
+    NodeOptions,
     NotAdmittedError,
     NotCaughtUpError,
     NotLeaderError,
@@ -139,6 +140,23 @@ async def test_a_cluster_grows_from_one_to_five_and_shrinks_back_under_load(
     assert not configuration.old_voters
     await check_nothing_lost(world, load)
     assert world.nodes["e"].is_leader
+
+
+async def test_a_node_added_late_is_filled_from_a_snapshot_first(make_world: Any) -> None:
+    world = make_world("a")
+    settings = {"options": NodeOptions(snapshot_entries=10), "trailing_entries": 0}
+    leader = await world.lone(**settings)
+    commands = [b"%d" % number for number in range(60)]
+    for command in commands:
+        await leader.propose(command)
+    await world.until("the log was cut", lambda: leader.status().core.first_index > 10)
+    await world.join("b", **settings)
+    await changed(world, "add_voter", world.member("b"))
+    assert world.nodes["b"].status().counters.snapshots_installed >= 1
+    assert world.traces["b"].of(Kind.SNAPSHOT_INSTALLED)
+    assert leader.status().counters.snapshot_bytes_sent > 0
+    await world.nodes["b"].read_barrier()
+    assert world.commands("b") == commands
 
 
 async def test_a_dead_member_is_replaced_by_a_new_one(three: Any) -> None:

@@ -10,7 +10,6 @@ from raftcore.core.membership import encode_configuration
 from raftcore.core.types import Configuration, Entry, EntryType, HardState, Member, Position
 from raftcore.encoding import GENESIS_CHAIN
 from raftcore.errors import IdentityError
-from raftcore.startup import stored_configuration
 from raftcore.storage.base import Write
 from raftcore.testing.storage_model import begin_term, commands, make_snapshot, receive
 
@@ -41,7 +40,7 @@ def test_a_joiners_log_holds_nothing(place: Any) -> None:
     assert log.read(1, 1, 100) == []
     assert log.chain_at(0) == GENESIS_CHAIN
     assert log.newest_snapshot() is None
-    assert stored_configuration(log) == Configuration("cluster", ())
+    assert log.configuration == Configuration("cluster", ())
     assert log.compact(1)
     assert place.reopen(log).load() == found
 
@@ -77,7 +76,7 @@ def test_entries_from_the_first_on_are_taken_and_a_restart_may_come_at_any_time(
     log.persist([Write(None, None, (first_entry(),), 1)])
     log = place.reopen(log)
     assert log.load().configurations == ((1, founding()),)
-    assert stored_configuration(log) == founding()
+    assert log.configuration == founding()
     log.persist([Write(None, None, commands(2, 30, 5), 20)])
     log = place.again(place.crash(log).name)
     found = log.load()
@@ -110,7 +109,7 @@ def test_a_snapshot_is_installed_into_the_empty_log(place: Any) -> None:
     found = log.load()
     assert (found.first_index, found.last_index, found.snapshot) == (71, 70, meta)
     assert list(log.snapshot_records(meta)) == [b"state"]
-    assert stored_configuration(log) == meta.configuration
+    assert log.configuration == meta.configuration
     log.persist([Write(None, None, commands(71, 80, 5))])
     assert place.reopen(log).load().last_index == 80
 
