@@ -52,7 +52,7 @@ SCOPES: dict[str, tuple[Bounds, int, int, int]] = {
         ),
         40_000, 1, 3,
     ),
-    "five nodes": (Bounds(nodes=5, terms=1, timeouts=1, entries=0, **PLAIN), 20_000, 2, 0),
+    "five nodes": (Bounds(nodes=5, terms=1, timeouts=1, entries=0, **PLAIN), 20_000, 1, 0),
 }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_every_invariant_holds_in_every_order(scope: str) -> None:
 def test_small_bounds_are_explored_completely() -> None:
     figures = explore(Bounds(terms=1, timeouts=1, entries=0, crashes=0, **PLAIN), 10**6)
     assert figures.complete
-    assert figures.states > 1000
+    assert figures.states > 500
     assert figures.commits == 1, "the no-op of the only leader there can be"
 
 
