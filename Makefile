@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PYTEST := $(BIN)/pytest
 
-.PHONY: help run demo test test-fast test-slow lint types imports format coverage ci docs examples sim lock clean
+.PHONY: help run demo test test-fast test-slow lint types imports format coverage ci docs examples sim explore lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -67,10 +67,18 @@ format: $(VENV)/.installed-dev ## format in place
 
 examples: $(VENV)/.installed-dev ## run every example as a user would
 	@$(BIN)/python examples/counter.py
+	@$(BIN)/python examples/kv_store.py
 	@$(BIN)/python examples/real_documents.py
 
 sim: $(VENV)/.installed-dev ## simulate the core under faults, many seeds (SEEDS=0:2000)
 	@$(BIN)/python -m jepsen_like sim --seeds $(or $(SEEDS),0:2000)
+
+explore: $(VENV)/.installed-dev ## try every order of events within bounds, millions of states (LIMIT=2000000)
+	@$(BIN)/python -m jepsen_like explore --limit $(or $(LIMIT),2000000)
+	@$(BIN)/python -m jepsen_like explore --limit $(or $(LIMIT),2000000) --start elected \
+	  --terms 1 --timeouts 1 --changes 1 --heartbeats 0 --step-downs 0
+	@$(BIN)/python -m jepsen_like explore --limit $(or $(LIMIT),2000000) --start divided \
+	  --terms 2 --timeouts 2 --entries 0 --heartbeats 0 --step-downs 0
 
 docs: $(VENV)/.installed-dev ## build the documentation site
 	@$(BIN)/sphinx-build -q -W -n -b html docs docs/_build/html

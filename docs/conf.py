@@ -41,6 +41,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(asyncio|collections|pathlib|random|typing|enum|builtins|Path|Self)(\..*)?"),
     (r"py:.*", r"raftcore\.(core|storage|transport|workers|node|runtime|status)\..*"),
+    (r"py:.*", r"raftcore\.(sessions|testing)\..*"),
+    (r"py:.*", r"raftcore\.(operations|members|metrics|trace)\..*"),
     (r"py:.*", r"(fx|ev|waiters)\..*"),
     (r"py:.*", r"[A-Za-z_]+"),
     (r"py:.*", r"os\.PathLike"),

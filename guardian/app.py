@@ -26,7 +26,8 @@ from guardian.adapters.postgres.refresh_tokens import PostgresRefreshTokens
 from guardian.adapters.postgres.roles import PostgresRoles
 from guardian.adapters.postgres.schemas import PostgresSchemas
 from guardian.adapters.postgres.users import PostgresUsers
-from guardian.adapters.raft.log import HTTP_ATTRIBUTE, ClusterLog
+from guardian.adapters.raft.log import ClusterLog
+from guardian.adapters.raft.members import HTTP_ATTRIBUTE, ClusterMembers
 from guardian.adapters.schemas.guard import SchemaLimits
 from guardian.adapters.schemas.pool import PoolLimits, WorkerPool
 from guardian.adapters.security.api_keys import ApiKeys
@@ -41,22 +42,28 @@ from guardian.http import (
     build_metrics_application,
 )
 from guardian.node_metrics import NodeCollector, watch_loop_lag
-from guardian.settings import Settings, SettingsError, check_shared
+from guardian.place import addresses, founders_of, join_of, tls_of
+from guardian.settings import Settings
 from guardian.telemetry import Metrics
 from guardian.usecases.accounts import AccountPolicy
 from guardian.usecases.services import Ports, Services
-from raftcore import CoreConfig, Founder, Node, NodeOptions
+from raftcore import CoreConfig, Node, NodeOptions
 from raftcore.core.effects import LeadershipChanged
-from raftcore.core.types import Configuration
-from raftcore.startup import Member, check_may_found, open_member
+from raftcore.core.types import Member
+from raftcore.errors import RemovedError
+from raftcore.startup import Member as OpenedMember
+from raftcore.startup import open_member
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.lmdb_log import LmdbLog
+from raftcore.trace import Kind, TraceEvent
 
 logger = logging.getLogger(__name__)
 
 STATE_SYNC_S = 10.0
 DATABASE_CHECK_S = 2.0
 RETRY_S = 2.0
+#: How long one try to tell the cluster of another address may take.
+ANNOUNCE_S = 5.0
 #: Of the ten seconds that a stop may take, what requests in flight get; aiohttp may take it twice,
 #: once to wait and once to cancel.
 DRAIN_S = 2.5
@@ -146,10 +153,13 @@ class Guardian:
         settings = self.settings
         member = await open_member(
             self._directory,
-            founders=_founders(settings) if self._directory.identity is None else (),
+            founders=() if self._directory.identity or settings.join else founders_of(settings),
+            join=join_of(settings),
             listen=(settings.raft.host, settings.raft.port),
             storage=self._storage,
             on_progress=self._on_progress,
+            tls=tls_of(settings),
+            allow_plain=settings.raft_plain == "on",
         )
         machine = await asyncio.to_thread(
             GuardianMachine.open,
@@ -157,7 +167,8 @@ class Guardian:
             cluster_id=member.identity.cluster_id,
             incarnation=member.identity.incarnation,
         )
-        self._log = ClusterLog(machine.state)
+        self._members = ClusterMembers()
+        self._log = ClusterLog(machine.state, self._members)
         self._database = Database(self._database_url, max_size=settings.database_pool)
         self._reconcilable = PostgresProjects(self._database), PostgresSchemas(self._database)
         self._refresh_tokens = PostgresRefreshTokens(self._database)
@@ -166,6 +177,10 @@ class Guardian:
         await self.node.start()
         self._cleanup.push_async_callback(self.node.stop)
         self._log.attach(self.node)
+        self._members.attach(self.node)
+        if member.joining is not None:
+            self._background(lambda: self._become_member(member))
+        self.node.on_event(self._on_event)
         self._hook(machine, member.identity.cluster_id)
         await self._database.open()
         self._cleanup.push_async_callback(self._database.close)
@@ -174,7 +189,7 @@ class Guardian:
         gc.collect()
         gc.freeze()  # what lives now lives for ever: no collection has to look at it again
 
-    def _build_node(self, member: Member, machine: GuardianMachine) -> Node:
+    def _build_node(self, member: OpenedMember, machine: GuardianMachine) -> Node:
         settings = self.settings
         return Node(
             config=CoreConfig(
@@ -192,7 +207,18 @@ class Guardian:
                 handover_timeout_s=HANDOVER_S,
             ),
             on_request=self._log.on_request,
+            on_join=self._may_join,
         )
+
+    async def _may_join(self, _joiner: Member) -> bool:
+        """By the settings; whoever may not is remembered for an administrator."""
+        return self.settings.admit == "all"
+
+    async def _become_member(self, member: OpenedMember) -> None:
+        """Beside the running node: it can only catch up while it runs."""
+        configuration = await member.become_member(self._on_progress)
+        if configuration is not None:
+            logger.info("this node is a member of cluster %s now", configuration.cluster_id)
 
     def _hook(self, machine: GuardianMachine, cluster_id: str) -> None:
         """Let applied revisions and leadership reach those who wait for them."""
@@ -243,6 +269,7 @@ class Guardian:
                 validator=validator,
                 api_keys=ApiKeys(),
                 clock=WallClock(),
+                members=self._members,
                 accounts=AccountPolicy(
                     registration_open=settings.registration == "open",
                     refresh_ttl_s=settings.refresh_ttl_s,
@@ -292,6 +319,7 @@ class Guardian:
 
     def _keep_up(self) -> None:
         self._background(self.node.wait_stopped)
+        self._background(self._announce_addresses)
         self._background(self._log.allow_local_when_caught_up)
         self._background(self._sync_state)
         self._background(self._watch_database)
@@ -318,6 +346,11 @@ class Guardian:
     def _on_leadership(self, change: LeadershipChanged) -> None:
         if change.role == "leader":
             self._lead()
+
+    def _on_event(self, event: TraceEvent) -> None:
+        """A node that was removed has nothing left to do; whoever waits for an answer gets it."""
+        if event.kind is Kind.REMOVED and self._failed is not None and not self._failed.done():
+            self._failed.set_exception(RemovedError(f"this node was removed: {self.node.removed}"))
 
     def _lead(self) -> None:
         """Project and reconcile for as long as this node leads; both end by themselves."""
@@ -351,6 +384,27 @@ class Guardian:
             answers = await self._database.ping()
             self._database_up = answers and self._database_prepared
             await asyncio.sleep(DATABASE_CHECK_S)
+
+    async def _announce_addresses(self) -> None:
+        """Have the cluster call this node where it is now. A log that names other addresses was
+        written before the settings were changed."""
+        settings = self.settings
+        address, http = addresses(settings)
+        while True:
+            member = self.node.configuration.member(settings.node_id)
+            attributes = {} if member is None else dict(member.attributes)
+            said = None if member is None else (member.address, attributes.get(HTTP_ATTRIBUTE))
+            if said in (None, (address, http)):
+                return
+            try:
+                await self._members.announce(
+                    address, attributes | {HTTP_ATTRIBUTE: http}, timeout_s=ANNOUNCE_S
+                )
+            except Problem as problem:
+                logger.info("the members still have other addresses of this node: %s", problem)
+                await asyncio.sleep(RETRY_S)
+            else:
+                logger.info("the members call this node at %s and %s now", address, http)
 
     # -- the database's own preparations --------------------------------------------------------
 
@@ -400,66 +454,3 @@ class Guardian:
         user = await self._services.accounts.ensure_first_admin(admin.email, admin.password)
         if user is not None:
             admin.on_created(user.email, admin.password)
-
-
-def check_may_start(settings: Settings, directory: DataDirectory) -> None:
-    """Whether this start may make a member of an empty directory; asked before PostgreSQL is
-    started or anything else is made.
-
-    Raises:
-        SettingsError: it is to join a cluster, which this release can not do.
-        BootstrapError: see :func:`raftcore.startup.check_may_found`.
-    """
-    if directory.identity is None:
-        if settings.join:
-            raise SettingsError(
-                "GUARDIAN_JOIN",
-                "joining a running cluster is not in this release; use GUARDIAN_BOOTSTRAP",
-            )
-        if any(founder.raft.port == 0 for founder in settings.founders()):
-            raise SettingsError("GUARDIAN_RAFT", "port 0 needs GUARDIAN_RAFT_ADVERTISE")
-        check_may_found(directory, _founders(settings))
-
-
-def check_fits_cluster(settings: Settings, configuration: Configuration) -> None:
-    """Whether the settings fit the cluster in the directory; what is ignored is logged.
-
-    Raises:
-        SettingsError: the cluster has several members, and what they share is not given.
-    """
-    if len(configuration.members) > 1:
-        check_shared(settings)
-    member = configuration.member(settings.node_id)
-    assert member is not None, "a directory's node is a member of its cluster"
-    given = {
-        "GUARDIAN_RAFT": (str(settings.raft_advertise or settings.raft), member.address),
-        "GUARDIAN_HTTP": (
-            str(settings.http_advertise or settings.http),
-            dict(member.attributes).get(HTTP_ATTRIBUTE),
-        ),
-    }
-    for variable, (now, stored) in given.items():
-        if stored is not None and now != stored:
-            logger.warning(
-                "%s is %s, but the other members were told %s when the cluster was founded; "
-                "addresses can not be changed in this release", variable, now, stored,
-            )  # fmt: skip
-    if settings.bootstrap is not None:
-        founders = {f.id: str(f.raft) for f in settings.bootstrap}
-        members = {m.node_id: m.address for m in configuration.members}
-        if founders != members:
-            logger.warning(
-                "GUARDIAN_BOOTSTRAP names %s, the cluster in the directory has %s; the list is "
-                "ignored", founders, members,
-            )  # fmt: skip
-
-
-def _founders(settings: Settings) -> tuple[Founder, ...]:
-    return tuple(
-        Founder(
-            founder.id,
-            str(founder.raft),
-            ((HTTP_ATTRIBUTE, str(founder.http)),) if founder.http else (),
-        )
-        for founder in settings.founders()
-    )

@@ -6,14 +6,18 @@ Exit codes: 0 valid, 1 invalid (an invariant does not hold), 2 unknown, 3 the ha
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from jepsen_like.explore.command import add_options, run_explore
 from jepsen_like.sim.runner import SeedResult, run_seed
+from jepsen_like.sim.transcript import TranscriptError, rewrite
 
 VALID, INVALID, UNKNOWN, HARNESS_ERROR = 0, 1, 2, 3
 
@@ -47,7 +51,38 @@ def parser() -> argparse.ArgumentParser:
     sim.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     sim.add_argument("--verbose", action="store_true", help="print every seed with what it did")
     sim.set_defaults(run=run_sim)
+    exploring = commands.add_parser("explore", help="try every order of events within bounds")
+    add_options(exploring)
+    exploring.set_defaults(run=run_explore)
+    transcript = commands.add_parser("transcript", help="compare transcripts with the core")
+    transcript.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    transcript.add_argument("--rewrite", action="store_true", help="write what happens now")
+    transcript.set_defaults(run=run_transcript)
     return top
+
+
+def run_transcript(arguments: argparse.Namespace) -> int:
+    """``transcript``: print where the core does something else than the files say."""
+    differing = 0
+    for path in arguments.files:
+        told = path.read_text(encoding="utf-8")
+        try:
+            now = rewrite(told)
+        except TranscriptError as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            return HARNESS_ERROR
+        if now == told:
+            continue
+        differing += 1
+        if arguments.rewrite:
+            path.write_text(now, encoding="utf-8")
+            print(f"{path}: rewritten, to be read")
+            continue
+        lines = difflib.unified_diff(
+            told.splitlines(), now.splitlines(), str(path), "the core now", lineterm=""
+        )
+        print(*lines, sep="\n")
+    return INVALID if differing and not arguments.rewrite else VALID
 
 
 def run_sim(arguments: argparse.Namespace) -> int:

@@ -7,68 +7,117 @@
 protocol itself is ``raftcore.core.Raft``: events in, effects out, no clock and no I/O.
 """
 
+from raftcore.admission import JoinPolicy
 from raftcore.core.config import CoreConfig
-from raftcore.core.types import Configuration, Entry, EntryType, Member, SnapshotMeta
+from raftcore.core.types import Configuration, Entry, EntryType, Lease, Member, SnapshotMeta
 from raftcore.errors import (
     AlreadyBootstrappedError,
     BootstrapError,
+    ChangeInProgressError,
     EntryTooLargeError,
     ExitCode,
+    IncarnationError,
+    InvalidChangeError,
+    NotAdmittedError,
+    NotCaughtUpError,
     NotLeaderError,
+    NotReadyError,
     OutcomeUnknownError,
     OverloadedError,
+    PlainTransportError,
+    QuarantinedError,
     RaftcoreError,
+    ReadTimeoutError,
     RefusedError,
+    RemovedError,
+    StaleVersionError,
     StoppedError,
     StorageError,
     StorageFullError,
+    TlsError,
+    TransferFailedError,
+    TransferringError,
     UnknownPeerError,
 )
 from raftcore.formation import Founder
+from raftcore.metrics import FIGURES, Counters, Figure, HistogramValue, Sample
 from raftcore.node import Node
 from raftcore.runtime import NodeOptions, Runtime
-from raftcore.startup import open_member
+from raftcore.startup import Join, open_member
 from raftcore.statemachine import AppliedPosition, SnapshotSource, StateMachine
-from raftcore.status import Counters, NodeStatus, Proposed
+from raftcore.status import DiskStatus, NodeStatus, Proposed, SnapshotStatus
 from raftcore.storage.base import Identity, LogStorage
 from raftcore.storage.directory import DataDirectory
+from raftcore.trace import JsonLinesTracer, TraceEvent, Tracer
 from raftcore.transport.base import Transport
+from raftcore.transport.handshake import Facts
+from raftcore.transport.options import TransportOptions
+from raftcore.transport.tls import TlsOptions
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FIGURES",
     "AlreadyBootstrappedError",
     "AppliedPosition",
     "BootstrapError",
+    "ChangeInProgressError",
     "Configuration",
     "CoreConfig",
     "Counters",
     "DataDirectory",
+    "DiskStatus",
     "Entry",
     "EntryTooLargeError",
     "EntryType",
     "ExitCode",
+    "Facts",
+    "Figure",
     "Founder",
+    "HistogramValue",
     "Identity",
+    "IncarnationError",
+    "InvalidChangeError",
+    "Join",
+    "JoinPolicy",
+    "JsonLinesTracer",
+    "Lease",
     "LogStorage",
     "Member",
     "Node",
     "NodeOptions",
     "NodeStatus",
+    "NotAdmittedError",
+    "NotCaughtUpError",
     "NotLeaderError",
+    "NotReadyError",
     "OutcomeUnknownError",
     "OverloadedError",
+    "PlainTransportError",
     "Proposed",
+    "QuarantinedError",
     "RaftcoreError",
+    "ReadTimeoutError",
     "RefusedError",
+    "RemovedError",
     "Runtime",
+    "Sample",
     "SnapshotMeta",
     "SnapshotSource",
+    "SnapshotStatus",
+    "StaleVersionError",
     "StateMachine",
     "StoppedError",
     "StorageError",
     "StorageFullError",
+    "TlsError",
+    "TlsOptions",
+    "TraceEvent",
+    "Tracer",
+    "TransferFailedError",
+    "TransferringError",
     "Transport",
+    "TransportOptions",
     "UnknownPeerError",
     "open_member",
 ]

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from raftcore import waiters
@@ -23,16 +23,20 @@ from raftcore.core.config import CoreConfig
 from raftcore.core.errors import PeerViolationError
 from raftcore.core.messages import Message
 from raftcore.core.raft import Raft
-from raftcore.core.types import Configuration, Entry, Member, NodeId, WriteMark
-from raftcore.errors import StoppedError
+from raftcore.core.types import Configuration, Entry, Member, NodeId
+from raftcore.errors import OutcomeUnknownError, StoppedError
+from raftcore.maintenance import Maintenance
+from raftcore.observer import Observer
+from raftcore.outbox import Outbox
 from raftcore.recovery import Recovery, recover
 from raftcore.runtime import NodeOptions, Runtime
 from raftcore.snapshotting import Snapshotting
 from raftcore.statemachine import AppliedPosition, StateMachine
-from raftcore.status import Counters, Proposed
+from raftcore.status import DiskStatus, Proposed
 from raftcore.storage.base import LogStorage
+from raftcore.trace import Kind
 from raftcore.transport.base import Transport
-from raftcore.workers import LogWriter, Worker
+from raftcore.workers import LogWriter, Poster, Written
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +49,6 @@ WORKER_STOP_S = 5.0
 
 LeadershipCallback = Callable[[fx.LeadershipChanged], None]
 ConfigurationCallback = Callable[[Configuration], None]
-
-
-@dataclass(slots=True)
-class _Held:
-    """A message that waits for a durable write."""
-
-    sequence: int
-    to: NodeId
-    message: Message
 
 
 class Driver:
@@ -72,18 +67,25 @@ class Driver:
         transport: Transport,
         machine: StateMachine,
         runtime: Runtime,
-        counters: Counters,
+        observer: Observer,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self.config = config
         self.options = options
-        self.counters = counters
+        self.observer = observer
+        self.counters = observer.counters
         self.proposals = waiters.Proposals(options.max_pending_proposals)
         self.reads = waiters.Reads(runtime.rng.getrandbits(READ_ID_BITS))
-        self.transfers: list[asyncio.Future[fx.TransferFinished]] = []
+        self.waits = waiters.AppliedWaits(options.max_pending_waits)
+        self.transfers: waiters.Answers[fx.TransferFinished] = waiters.Answers()
+        self.changes: waiters.Answers[tuple[fx.MembershipFinished, Configuration]] = (
+            waiters.Answers()
+        )
         self.leadership_callbacks: list[LeadershipCallback] = []
         self.configuration_callbacks: list[ConfigurationCallback] = []
         self.disk_full = False
+        self.removed: str | None = None
+        self.quarantine: str | None = None
         self.snapshotting_stopped = threading.Event()
         self._storage = storage
         self._transport = transport
@@ -91,11 +93,15 @@ class Driver:
         self._runtime = runtime
         self._on_failure = on_failure
         self._loop = asyncio.get_running_loop()
+        self._post = Poster(self._loop, self._fail)
         self._closed = False
         self._recovered = False
-        self._held: deque[_Held] = deque()
+        self._outbox = Outbox(self._give, self.now_ns)
+        self._peers: tuple[Member, ...] = ()
+        self._free_bytes: int | None = None
         self._pending: deque[ev.Event] = deque()
         self._stepping = False
+        self._step_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_deadline_ns = 0
         self._log_worker, self._apply_worker, self._snapshot_worker, self._read_worker = (
@@ -109,7 +115,7 @@ class Driver:
             self._log_worker,
             self._post,
             self._on_durable,
-            self._on_free_bytes,
+            self._on_maintained,
             runtime.clock_ns,
         )
 
@@ -117,11 +123,17 @@ class Driver:
 
     async def recover(self) -> Recovery:
         """Bring log and state machine together and make the core."""
-        recovery: Recovery = await self._run_on(
+        recovery = await self._post.result_of(
             self._apply_worker, lambda: recover(self._storage, self._machine)
         )
         recovered = recovery.state
-        self.raft = Raft(self.config, recovered, self._runtime.rng, self.now_ns())
+        # Another directory may have had this node's name: configurations with that one's
+        # incarnation do not mean us.
+        config = replace(self.config, incarnation=self._storage.identity.incarnation)
+        self.raft = Raft(config, recovered, self._runtime.rng, self.now_ns())
+        self._peers = self.raft.peers
+        self.quarantine = recovery.quarantine
+        self._rebuilt = recovery.rebuilt
         self.snapshotting = Snapshotting(
             storage=self._storage,
             machine=self._machine,
@@ -132,28 +144,58 @@ class Driver:
             post=self._post,
             deliver=self.deliver,
             clock_ns=self._runtime.clock_ns,
-            counters=self.counters,
+            observer=self.observer,
             stopped=self.snapshotting_stopped,
             entries_limit=self.options.snapshot_entries,
             bytes_limit=self.options.snapshot_bytes,
             last_snapshot_index=recovered.snapshot.index if recovered.snapshot else 0,
         )
+        self.maintenance = Maintenance(
+            storage=self._storage,
+            transport=self._transport,
+            writer=self.writer,
+            read_worker=self._read_worker,
+            post=self._post,
+            observer=self.observer,
+            wall_clock_ms=self._runtime.wall_clock_ms,
+            scrub_interval_s=self.options.scrub_interval_s,
+        )
         self._recovered = True
         return recovery
+
+    def run(self) -> None:
+        """From here on time passes: recovered and connected, take part."""
+        status = self.raft.status()
+        self.observer.started(
+            status.term, status.last_index, status.commit_index, self._rebuilt, self.quarantine
+        )
+        self.maintenance.start(self.raft)
+        self.deliver(ev.Tick(self.now_ns()))
+
+    def configure_transport(self) -> None:
+        self._transport.configure(self.raft.configuration, self._peers)
 
     def close(self) -> None:
         """Step no more and send nothing more (I19)."""
         self._closed = True
-        self._held.clear()
+        self._outbox.clear()
         self._pending.clear()
+        if self._recovered:
+            self.maintenance.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def end_snapshots(self, error: StoppedError) -> None:
-        """Answer those who wait for a snapshot."""
+    def end_waiters(self, reason: str) -> None:
+        """The node stops: answer everybody who waits."""
+        unknown, stopped = OutcomeUnknownError(reason), StoppedError(reason)
+        self.proposals.end(unknown, stopped)
+        self.reads.end(stopped)
+        self.waits.end(stopped)
+        self.transfers.end(unknown)
+        self.changes.end(unknown)
         if self._recovered:
-            self.snapshotting.end(error)
+            self.snapshotting.end(stopped)
 
     async def stop_workers(self) -> bool:
         """Let the workers finish what they were given, then end them; False if one hangs, so that
@@ -163,36 +205,6 @@ class Driver:
             *(self._loop.run_in_executor(None, w.stop, WORKER_STOP_S) for w in self._workers)
         )
         return all(ended)
-
-    async def _run_on(self, worker: Worker, job: Callable[[], Any]) -> Any:
-        """Run ``job`` on a worker and await its result; errors come back here."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-
-        def run() -> None:
-            try:
-                result = job()
-            except Exception as error:  # noqa: BLE001 - handed to the awaiting caller
-                failure = error
-                self._post(lambda: future.set_exception(failure))
-            else:
-                self._post(lambda: future.set_result(result))
-
-        worker.submit(run)
-        return await future
-
-    def _post(self, callback: Callable[[], None]) -> None:
-        """From any thread: run ``callback`` on the loop. Dropped when the loop is gone."""
-        try:
-            self._loop.call_soon_threadsafe(self._run_posted, callback)
-        except RuntimeError:
-            logger.debug("a completion came after the event loop was closed")
-
-    def _run_posted(self, callback: Callable[[], None]) -> None:
-        """A completion that is not understood leaves something waiting for ever: that is final."""
-        try:
-            callback()
-        except Exception as error:  # noqa: BLE001 - the first failure is final
-            self._fail(error)
 
     def _on_worker_error(self, error: BaseException) -> None:
         self._post(lambda: self._fail(error))
@@ -206,9 +218,17 @@ class Driver:
     def now_ns(self) -> int:
         return self._runtime.clock_ns()
 
-    @property
-    def held_messages(self) -> int:
-        return len(self._held)
+    def disk_status(self) -> DiskStatus:
+        outbox = self._outbox
+        return DiskStatus(
+            writes_waiting=outbox.writes_waiting,
+            write_age_ms=outbox.write_age_ms(),
+            last_write_ms=self.counters.last_write_ms,
+            held_messages=outbox.held_messages,
+            held_age_ms=outbox.held_age_ms(),
+            free_bytes=self._free_bytes,
+            full=self.disk_full,
+        )
 
     def deliver(self, event: ev.Event) -> None:
         """Step the core, and once more for whatever its effects caused at once."""
@@ -227,11 +247,11 @@ class Driver:
     def _step(self, event: ev.Event) -> None:
         """One step. Effects that are carried out half-way leave nothing to go on from: whatever is
         raised, except a peer's violation, stops the node."""
+        self._step_ns = event.now_ns
         try:
             effects = self.raft.step(event)
         except PeerViolationError as error:
-            self.counters.peer_violations += 1
-            logger.warning("dropped a message: %s", error)
+            self.observer.peer_violation(error)
             return
         except Exception as error:  # noqa: BLE001 - the first failure is final
             self._fail(error)
@@ -243,6 +263,7 @@ class Driver:
             self._fail(error)
             return
         if not self._closed:
+            self.observer.stepped(self.raft.commit_index, self.raft.term)
             self._arm_timer()
 
     def _arm_timer(self) -> None:
@@ -268,68 +289,83 @@ class Driver:
             self.deliver(ev.Propose(self.now_ns(), proposals))
 
     def flush_reads(self) -> None:
-        """Start one round for all reads that were asked for in this turn of the loop."""
-        read_id = self.reads.start_round()
-        if read_id is not None:
-            self.deliver(ev.ReadRequested(self.now_ns(), read_id))
+        """Start a round for all reads of a kind that were asked for in this turn of the loop."""
+        rounds = self.reads.start_rounds()
+        for read_id, lease in rounds:
+            self.counters.reads_by_lease += lease
+            self.deliver(ev.ReadRequested(self.now_ns(), read_id, lease))
+        if rounds:
             for abandoned in self.reads.abandoned():
                 self.deliver(ev.ReadAbandoned(self.now_ns(), abandoned))
 
     # -- effects: one executor each, called in the order in which the core emitted them ---------
 
     def _persist(self, effect: fx.Persist) -> None:
+        self._outbox.writing(effect)
         self.writer.persist(effect)
 
     def _send(self, effect: fx.Send) -> None:
-        if effect.after is None:
-            self._transport.send(effect.to, effect.message)
-        else:
-            self._held.append(_Held(effect.after.sequence, effect.to, effect.message))
+        self._outbox.send(effect)
 
-    def _on_durable(self, mark: WriteMark, duration_ns: int, entries: int) -> None:
+    def _give(self, to: NodeId, message: Message) -> None:
+        self._transport.send(to, message)
+        self.observer.sent(to, message)
+
+    def _on_durable(self, written: Written) -> None:
         """A write is durable: first what waited for it may leave, then the core hears of it."""
         if self._closed:
             return
-        self.counters.writes += 1
-        self.counters.entries_written += entries
-        self.counters.write_seconds += duration_ns / 1e9
-        self.counters.last_write_ms = duration_ns / 1e6
-        held = self._held
-        while held and held[0].sequence <= mark.sequence:
-            message = held.popleft()
-            self._transport.send(message.to, message.message)
-        self.deliver(ev.WriteDurable(self.now_ns(), mark))
+        self.observer.written(written)
+        self._outbox.durable(written.mark)
+        self.deliver(ev.WriteDurable(self.now_ns(), written.mark))
 
-    def _on_free_bytes(self, free_bytes: int) -> None:
-        self.disk_full = free_bytes < self.options.min_free_bytes
+    def _on_maintained(self, free_bytes: int) -> None:
+        self._free_bytes = free_bytes
+        full = free_bytes < self.options.min_free_bytes
+        if full is not self.disk_full:
+            self.disk_full = full
+            self.observer.trace(Kind.DISK_FULL, full=full, free_bytes=free_bytes)
 
     def _apply(self, effect: fx.Apply) -> None:
         entries = effect.entries
+        if self.proposals.accepted_any:
+            times = self.proposals.accepted_times(range(entries[0].index, entries[-1].index + 1))
+            self.observer.took("commit_seconds", times)
+        self.observer.applying(entries[-1].index)
         self._apply_worker.submit(lambda: self._apply_on_worker(entries))
 
     def _apply_on_worker(self, entries: Sequence[Entry]) -> None:
+        began_ns = self._runtime.clock_ns()
         last = entries[-1]
         position = AppliedPosition(last.index, last.term, self._storage.chain_at(last.index))
         results = self._machine.apply(entries, position)
         if len(results) != len(entries):
             raise AssertionError("a state machine returns one result per entry")
-        self._post(lambda: self._on_applied(entries, results))
+        duration_ns = self._runtime.clock_ns() - began_ns
+        self._post(lambda: self._on_applied(entries, results, duration_ns))
 
-    def _on_applied(self, entries: Sequence[Entry], results: Sequence[Any]) -> None:
+    def _on_applied(
+        self, entries: Sequence[Entry], results: Sequence[Any], duration_ns: int
+    ) -> None:
         if self._closed:
             return
-        self.counters.entries_applied += len(entries)
-        self.counters.apply_batches += 1
+        now_ns, last_index = self.now_ns(), entries[-1].index
+        self.observer.applied(last_index, len(entries), duration_ns)
         if self.proposals.accepted_any:
             resolve, leader_id = self.proposals.applied, self.raft.leader_id
-            for entry, result in zip(entries, results, strict=True):
-                proposed = Proposed(result, entry.index, entry.term)
-                resolve(entry.index, entry.term, proposed, leader_id)
-        self.deliver(ev.Applied(self.now_ns(), entries[-1].index))
+            asked: Counter[int | None] = Counter(
+                resolve(e.index, e.term, Proposed(result, e.index, e.term), leader_id)
+                for e, result in zip(entries, results, strict=True)
+            )
+            self.observer.took("proposal_seconds", asked)
+        self.waits.reached(last_index)
+        self.deliver(ev.Applied(now_ns, last_index))
         if not self._closed:
             self.snapshotting.on_applied(self.raft, entries)
 
     def _read_entries(self, effect: fx.ReadEntries) -> None:
+        self.counters.log_reads += 1
+
         def read() -> None:
             entries = tuple(self._storage.read(effect.first, effect.last, effect.max_bytes))
             self._post(
@@ -346,48 +382,70 @@ class Driver:
         self.reads.refuse(effect.read_id, waiters.refusal(effect.reason, effect.leader_id))
 
     def _proposal_accepted(self, effect: fx.ProposalAccepted) -> None:
-        self.proposals.accepted(effect.token, effect.index, effect.term)
+        self.proposals.accepted(effect.token, effect.index, effect.term, self._step_ns)
 
     def _proposal_refused(self, effect: fx.ProposalRefused) -> None:
-        self.counters.proposals_refused += 1
         self.proposals.refused(effect.token, waiters.refusal(effect.reason, effect.leader_id))
 
     def _leadership_changed(self, effect: fx.LeadershipChanged) -> None:
-        if effect.role == "leader":
-            self.counters.elections_won += 1
-        else:
+        self.observer.leadership(effect)
+        if effect.role != "leader":
             self.proposals.leadership_lost()
-        logger.info(
-            "node %s is %s in term %d, leader %s",
-            self.config.node_id, effect.role, effect.term, effect.leader_id,
-        )  # fmt: skip
         for callback in self.leadership_callbacks:
             # On its own turn of the loop: a caller's defect is not the core's.
             self._loop.call_soon(callback, effect)
 
-    def peers(self) -> tuple[Member, ...]:
-        members = self.raft.configuration.members
-        return tuple(m for m in members if m.node_id != self.config.node_id)
+    def _peers_changed(self, effect: fx.PeersChanged) -> None:
+        self._peers = effect.peers
+        self.configure_transport()
 
     def _configuration_changed(self, effect: fx.ConfigurationChanged) -> None:
-        self._transport.configure(effect.configuration, self.peers())
+        self.configure_transport()
+        self.observer.configuration(effect.configuration, effect.index)
         for callback in self.configuration_callbacks:
             self._loop.call_soon(callback, effect.configuration)
+
+    def _membership_finished(self, effect: fx.MembershipFinished) -> None:
+        self.observer.membership(effect)
+        self.changes.answer(effect.token, (effect, self.raft.configuration))
+
+    def _on_removal(self, effect: fx.Removed) -> None:
+        self.note_removed(f"the configuration at {effect.index} no longer has it")
+
+    def note_removed(self, detail: str) -> None:
+        """This node is out of the cluster for good; it goes on as a silent follower."""
+        if self.removed is None:
+            self.removed = detail
+            self.observer.removed(detail)
+
+    def _end_quarantine(self, effect: fx.EndQuarantine) -> None:
+        def end() -> None:
+            self._storage.end_quarantine()
+            self._post(lambda: self._quarantine_ended(effect.index))
+
+        self.writer.submit(end)
+
+    def _quarantine_ended(self, index: int) -> None:
+        self.quarantine = None
+        self.observer.quarantine_ended(index)
+        self.deliver(ev.QuarantineEnded(self.now_ns()))
 
     def _compact(self, effect: fx.Compact) -> None:
         self.snapshotting.compact(effect.first_index)
 
     def _store_chunk(self, effect: fx.StoreSnapshotChunk) -> None:
-        self.snapshotting.store_chunk(effect, self.proposals.jumped_to)
+        self.snapshotting.store_chunk(effect, self._jumped_to)
+
+    def _jumped_to(self, index: int) -> None:
+        self.proposals.jumped_to(index)
+        self.waits.reached(index)
 
     def _read_chunk(self, effect: fx.ReadSnapshotChunk) -> None:
         self.snapshotting.read_chunk(effect)
 
     def _transfer_finished(self, effect: fx.TransferFinished) -> None:
-        transfers, self.transfers = self.transfers, []
-        for future in transfers:
-            if not future.done():
-                future.set_result(effect)
+        self.observer.transfer(effect)
+        self.transfers.answer_all(effect)
 
 
 _EXECUTORS: dict[type[fx.Effect], Callable[[Driver, Any], None]] = {
@@ -405,4 +463,10 @@ _EXECUTORS: dict[type[fx.Effect], Callable[[Driver, Any], None]] = {
     fx.StoreSnapshotChunk: Driver._store_chunk,
     fx.ReadSnapshotChunk: Driver._read_chunk,
     fx.TransferFinished: Driver._transfer_finished,
+    fx.PeersChanged: Driver._peers_changed,
+    fx.MembershipFinished: Driver._membership_finished,
+    fx.Removed: Driver._on_removal,
+    fx.FollowerRegressed: lambda driver, effect: driver.observer.follower_regressed(effect),
+    fx.GaveWay: lambda driver, effect: driver.observer.gave_way(effect),
+    fx.EndQuarantine: Driver._end_quarantine,
 }

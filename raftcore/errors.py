@@ -1,7 +1,9 @@
 """Errors that users of the library see, each with a stable ``code``.
 
 Three families: *refusals* (nothing happened and nothing will), *outcome unknown* (it may still
-happen), and *startup or storage failures* (the node must not run; each has a named exit code).
+happen), and *startup or storage failures* (the node must not run; each has a named exit code). Two
+errors stand beside them: a transfer that failed and a new voter that did not catch up, where
+something was tried and is known to have ended otherwise.
 """
 
 from __future__ import annotations
@@ -75,10 +77,95 @@ class UnknownPeerError(RefusedError):
     code = "unknown_peer"
 
 
+class ReadTimeoutError(RefusedError):
+    """The position of a read was not confirmed, or not reached, in time. Nothing was read."""
+
+    code = "read_timeout"
+
+
+class TransferringError(RefusedError):
+    """This node hands its leadership over just now: ask ``leader_id`` again in a moment."""
+
+    code = "transferring"
+
+    def __init__(self, leader_id: str | None, detail: str = "") -> None:
+        self.leader_id = leader_id
+        super().__init__(detail or "leadership is being handed over")
+
+
+class TransferFailedError(RaftcoreError):
+    """Leadership did not go to the target, and will not by this request. No entry is affected."""
+
+    code = "transfer_failed"
+
+
+class QuarantinedError(RefusedError):
+    """This node lost something that it had said was durable: it serves nothing yet (D3)."""
+
+    code = "quarantined"
+
+
+class ChangeInProgressError(RefusedError):
+    """Another change of the members, or a transfer of leadership, is under way."""
+
+    code = "change_in_progress"
+
+
+class StaleVersionError(RefusedError):
+    """The members have changed since they were looked at. ``version`` is that of those now."""
+
+    code = "stale_version"
+
+    def __init__(self, detail: str, version: int) -> None:
+        self.version = version
+        super().__init__(detail)
+
+
+class NotReadyError(RefusedError):
+    """The leader is too new: nothing of its own term is committed yet (rule 37). Ask again."""
+
+    code = "not_ready"
+
+
+class InvalidChangeError(RefusedError):
+    """The members asked for can not be."""
+
+    code = "invalid_change"
+
+
+class NotAdmittedError(RefusedError):
+    """A node asked to join, and nobody has said yet that it may."""
+
+    code = "not_admitted"
+
+
+class IncarnationError(RefusedError):
+    """The name belongs to a member with another incarnation: a wiped or copied directory."""
+
+    code = "incarnation"
+
+
+class NotCaughtUpError(RaftcoreError):
+    """A new voter did not catch up: it is a member now, but as a learner. Not a refusal: the
+    configuration has changed. ``version`` is that of the one in force."""
+
+    code = "not_caught_up"
+
+    def __init__(self, detail: str, version: int) -> None:
+        self.version = version
+        super().__init__(detail)
+
+
 class OutcomeUnknownError(RaftcoreError):
-    """The proposal may or may not take effect. Never to be read as "failed" (rule 51)."""
+    """What was asked for may or may not take effect. Never to be read as "failed" (rule 51)."""
 
     code = "outcome_unknown"
+
+
+class SessionExpiredError(OutcomeUnknownError):
+    """The session ended while it was not known whether the command had been executed."""
+
+    code = "session_expired"
 
 
 class StorageError(RaftcoreError):
@@ -147,3 +234,23 @@ class AlreadyBootstrappedError(BootstrapError):
     """The listed peers run a cluster in which this node id has another incarnation (rule 43)."""
 
     code = "already_bootstrapped"
+
+
+class RemovedError(RefusedError, BootstrapError):
+    """This node's incarnation was removed from the cluster and never comes back (rule 43): what
+    needs the cluster is refused, and a start that would join it fails."""
+
+    code = "removed"
+
+
+class TlsError(RaftcoreError):
+    """Certificates, keys or CAs can not be used."""
+
+    code = "E_TLS"
+    exit_code = ExitCode.CONFIG
+
+
+class PlainTransportError(TlsError):
+    """Peers would be listened to without TLS where others can connect."""
+
+    code = "E_PLAIN_TRANSPORT"

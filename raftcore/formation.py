@@ -14,6 +14,10 @@ one, so for A, which said Y before beginning with X, no incarnation in Y is newe
 the reverse; hence X = Y. And once a majority holds X durably, a wiped founder cannot take part
 again: those who hold X answer it ``already_bootstrapped`` (rule 43).
 
+The configuration's feature level is the lowest that a founder states, so founders of different
+releases found a cluster that all of them can read. From level 2 on it is part of the cluster id:
+founders that disagree about it propose different ids and none of them begins.
+
 Only answers of dialled addresses are believed; whoever connects to us learns what we know and
 changes nothing.
 """
@@ -26,28 +30,47 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from raftcore.core.types import Configuration, Member, NodeId
+from raftcore.core.types import (
+    FEATURE_LEVEL,
+    FIRST_FEATURE_LEVEL,
+    Configuration,
+    Member,
+    NodeId,
+)
 from raftcore.errors import AlreadyBootstrappedError, BootstrapError
 from raftcore.transport.address import parse_address
 from raftcore.transport.checks import WireError, check_configuration
-from raftcore.transport.framing import Frame, FrameDecoder, FrameKind, encode_frame
+from raftcore.transport.exchange import EXCHANGE_TIMEOUT_S, closing, exchange, read_frame
+from raftcore.transport.framing import Frame, FrameKind, encode_frame
 from raftcore.transport.handshake import (
     MAX_HELLO_BYTES,
-    MAX_WELCOME_BYTES,
+    Facts,
     Founder,
     HandshakeRefusedError,
     Introduction,
     RefusalCode,
     decode_introduction,
-    decode_refusal,
     encode_introduction,
     encode_refusal,
 )
+from raftcore.transport.tls import (
+    TlsContexts,
+    TlsOptions,
+    check_certificate,
+    check_plain_allowed,
+)
+from raftcore.transport.versions import PROTOCOL_VERSION
 
-__all__ = ["FormationProgress", "Founder", "derive_cluster_id", "form_cluster"]
+__all__ = [
+    "FormationProgress",
+    "FormedWithoutUsError",
+    "Founder",
+    "derive_cluster_id",
+    "form_cluster",
+]
 
 log = logging.getLogger("raftcore.formation")
 
@@ -55,12 +78,18 @@ _BACKOFF_MIN_S = 0.05
 _BACKOFF_MAX_S = 1.0
 #: The shortest time between two calls to one founder, however much it calls us.
 _MIN_INTERVAL_S = 0.02
-_EXCHANGE_TIMEOUT_S = 2.0
 _HELLO_TIMEOUT_S = 5.0
-_CLOSE_TIMEOUT_S = 1.0
 _PROGRESS_INTERVAL_S = 1.0
 _MAX_VISITORS = 64
-_READ_BYTES = 64 << 10
+
+
+class FormedWithoutUsError(Exception):
+    """The cluster was formed long ago with this founder in it, and nobody has its first
+    configuration any more: begin with an empty log, as one that joins does."""
+
+    def __init__(self, cluster_id: str) -> None:
+        super().__init__(f"cluster {cluster_id} was formed and has moved on since")
+        self.cluster_id = cluster_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +109,14 @@ class FormationProgress:
     problems: tuple[tuple[NodeId, str], ...]
 
 
-def derive_cluster_id(founders: Sequence[tuple[Founder, bytes]]) -> str:
-    """The cluster id that follows from the founders and their incarnations: 32 hex digits."""
+def derive_cluster_id(
+    founders: Sequence[tuple[Founder, bytes]], level: int = FIRST_FEATURE_LEVEL
+) -> str:
+    """The cluster id that follows from the founders, their incarnations and the feature level that
+    all of them know: 32 hex digits. At level 1 it is that of release 0.1."""
     lines = sorted([f.node_id, incarnation.hex(), f.address] for f, incarnation in founders)
-    return hashlib.sha256(json.dumps(lines).encode()).digest()[:16].hex()
+    what = lines if level == FIRST_FEATURE_LEVEL else {"founders": lines, "level": level}
+    return hashlib.sha256(json.dumps(what).encode()).digest()[:16].hex()
 
 
 async def form_cluster(
@@ -94,6 +127,10 @@ async def form_cluster(
     listen: tuple[str, int],
     on_progress: Callable[[FormationProgress], None] | None = None,
     rng: random.Random | None = None,
+    feature_level: int = FEATURE_LEVEL,
+    max_protocol_version: int = PROTOCOL_VERSION,
+    tls: TlsOptions | None = None,
+    allow_plain: bool = False,
 ) -> Configuration:
     """Find all founders, agree with them on the first configuration, and return it.
 
@@ -108,23 +145,39 @@ async def form_cluster(
         listen: host and port to listen on; peers use our address in ``founders``.
         on_progress: called about once per second.
         rng: draws the jitter of the back-off; one of its own if not given.
+        feature_level: the newest feature level known here.
+        max_protocol_version: the newest protocol version spoken here; version 1 has no feature
+            levels.
+        tls: certificates for mutual TLS, with all founders.
+        allow_plain: listen without TLS although others than this machine can connect.
 
     Raises:
+        FormedWithoutUsError: it was formed, and moved on beyond its first configuration.
+        TlsError: no TLS and not allowed without, or the certificates can not be used.
         AlreadyBootstrappedError: the founders run a cluster that does not have this incarnation.
         BootstrapError: the list is unusable, or another founder was given a different one.
         OSError: ``listen`` cannot be listened on.
     """
     ordered = _check_founders(node_id, founders)
+    level = feature_level if max_protocol_version >= 2 else FIRST_FEATURE_LEVEL
     formation = _Formation(
-        node_id,
-        incarnation,
-        ordered,
+        Introduction(
+            node_id,
+            incarnation,
+            forming=True,
+            founders=ordered,
+            version=max_protocol_version,
+            facts=Facts(level),
+        ),
         on_progress or (lambda _: None),
         # Jitter is no secret; a predictable one would only let founders dial in step.
         rng or random.Random(),  # noqa: S311
+        tls,
     )
     if len(ordered) == 1:
         return formation.configuration()
+    if tls is None and not allow_plain:
+        check_plain_allowed(listen[0])
     return await formation.run(listen)
 
 
@@ -169,18 +222,17 @@ class _Formation:
 
     def __init__(
         self,
-        node_id: NodeId,
-        incarnation: bytes,
-        founders: tuple[Founder, ...],
+        said: Introduction,
         on_progress: Callable[[FormationProgress], None],
         rng: random.Random,
+        tls: TlsOptions | None,
     ) -> None:
-        self._node_id = node_id
-        self._incarnation = incarnation
-        self._founders = founders
-        self._others = tuple(f for f in founders if f.node_id != node_id)
+        self._said = said
+        self._founders = said.founders
+        self._others = tuple(f for f in said.founders if f.node_id != said.node_id)
         self._on_progress = on_progress
         self._random = rng
+        self._tls = None if tls is None else TlsContexts(tls)
         self._answers: dict[NodeId, Introduction] = {}
         self._problems: dict[NodeId, str] = {}
         self._pokes = {f.node_id: asyncio.Event() for f in self._others}
@@ -193,24 +245,18 @@ class _Formation:
     # -- what we know -------------------------------------------------------------------------
 
     def configuration(self) -> Configuration:
-        """The configuration of all founders with the incarnations known; all must be known."""
-        incarnations = {i: answer.incarnation for i, answer in self._answers.items()}
-        incarnations[self._node_id] = self._incarnation
-        pairs = [(f, incarnations[f.node_id]) for f in self._founders]
+        """The configuration of all founders with what is known of them; all must be known."""
+        said = {**self._answers, self._said.node_id: self._said}
+        level = min(introduction.facts.feature_level for introduction in said.values())
+        pairs = [(f, said[f.node_id].incarnation) for f in self._founders]
         members = tuple(
             Member(f.node_id, f.address, known, voter=True, attributes=f.attributes)
             for f, known in pairs
         )
-        return Configuration(derive_cluster_id(pairs), members)
+        return Configuration(derive_cluster_id(pairs, level), members, level=level)
 
     def _introduction(self) -> Introduction:
-        return Introduction(
-            self._node_id,
-            self._incarnation,
-            forming=True,
-            founders=self._founders,
-            proposal=self._proposal,
-        )
+        return replace(self._said, proposal=self._proposal)
 
     def _needs(self, node_id: NodeId) -> bool:
         """Whether another answer of that founder could bring us further."""
@@ -259,12 +305,14 @@ class _Formation:
 
     def _adopt(self, answer: Introduction) -> Configuration:
         """The cluster was formed without us noticing, and it has us."""
+        if not answer.configuration:
+            raise FormedWithoutUsError(answer.cluster_id)
         configuration = check_configuration(answer.configuration)
-        member = configuration.member(self._node_id)
+        member = configuration.member(self._said.node_id)
         if (
             configuration.cluster_id != answer.cluster_id
             or member is None
-            or member.incarnation != self._incarnation
+            or member.incarnation != self._said.incarnation
         ):
             raise WireError("the configuration handed out is not one of ours")
         return configuration
@@ -274,8 +322,14 @@ class _Formation:
     async def run(self, listen: tuple[str, int]) -> Configuration:
         loop = asyncio.get_running_loop()
         # Not serving yet: cancelled in here, nothing must be left listening.
+        host, port = listen
         server = await asyncio.start_server(
-            self._accept, *listen, reuse_address=True, start_serving=False
+            self._accept,
+            host,
+            port,
+            reuse_address=True,
+            start_serving=False,
+            ssl=None if self._tls is None else self._tls.server,
         )
         result: asyncio.Future[Configuration] = loop.create_future()
         tasks = {loop.create_task(self._call_again_and_again(f)) for f in self._others}
@@ -349,20 +403,8 @@ class _Formation:
 
     async def _call(self, founder: Founder) -> Introduction:
         """Introduce ourselves to ``founder``; what it says of itself."""
-        async with asyncio.timeout(_EXCHANGE_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(*parse_address(founder.address))
-            async with _closing(writer):
-                if writer.get_extra_info("sockname") == writer.get_extra_info("peername"):
-                    # Nobody listens there, and the kernel gave us that very port to dial from.
-                    raise ConnectionRefusedError("nobody listens there")
-                hello = encode_introduction(self._introduction())
-                writer.write(encode_frame(FrameKind.HELLO, hello))
-                frame = await _read_frame(reader, MAX_WELCOME_BYTES)
-        if frame.kind is FrameKind.REFUSE:
-            raise decode_refusal(frame.body)
-        if frame.kind is not FrameKind.WELCOME:
-            raise WireError(f"a {frame.kind.name} frame instead of an answer")
-        return decode_introduction(frame.body)
+        async with asyncio.timeout(EXCHANGE_TIMEOUT_S):
+            return await exchange(founder.address, self._introduction(), self._tls)
 
     # -- being called -------------------------------------------------------------------------
 
@@ -375,55 +417,30 @@ class _Formation:
         task.add_done_callback(self._visitors.pop)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with _closing(writer):
+        async with closing(writer):
             try:
                 async with asyncio.timeout(_HELLO_TIMEOUT_S):
-                    frame = await _read_frame(reader, MAX_HELLO_BYTES)
-                    writer.write(self._answer_to(frame))
+                    frame = await read_frame(reader, MAX_HELLO_BYTES)
+                    writer.write(self._answer_to(frame, writer.transport))
                     await writer.drain()
             except (OSError, TimeoutError, WireError) as error:
                 log.debug("a visitor left or made no sense: %s", error)
 
-    def _answer_to(self, frame: Frame) -> bytes:
+    def _answer_to(self, frame: Frame, transport: asyncio.BaseTransport) -> bytes:
         try:
-            welcome = self._welcome(frame)
+            welcome = self._welcome(frame, transport)
         except HandshakeRefusedError as error:
-            return encode_frame(FrameKind.REFUSE, encode_refusal(error))
+            return encode_frame(FrameKind.REFUSE, encode_refusal(error, 1))
         return encode_frame(FrameKind.WELCOME, encode_introduction(welcome))
 
-    def _welcome(self, frame: Frame) -> Introduction:
+    def _welcome(self, frame: Frame, transport: asyncio.BaseTransport) -> Introduction:
         if frame.kind is not FrameKind.HELLO:
             raise HandshakeRefusedError(RefusalCode.BAD_HELLO, "expected a HELLO")
-        hello = decode_introduction(frame.body)
+        hello = decode_introduction(frame.body, self._said.version)
+        check_certificate(transport, hello.node_id)
         if not hello.forming:
             raise HandshakeRefusedError(RefusalCode.FORMING, "there is no cluster here yet")
         # It is evidently up: call it now rather than after the back-off.
         if hello.node_id in self._pokes and self._needs(hello.node_id):
             self._pokes[hello.node_id].set()
         return self._introduction()
-
-
-@contextlib.asynccontextmanager
-async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
-    """Close the connection in any case, and return only when the socket is gone."""
-    try:
-        yield
-    finally:
-        writer.close()
-        try:
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                    await writer.wait_closed()
-        finally:
-            writer.transport.abort()  # somebody who does not read: no reason to wait longer
-
-
-async def _read_frame(reader: asyncio.StreamReader, max_frame_bytes: int) -> Frame:
-    """The first frame of the stream; the other side says nothing more."""
-    decoder = FrameDecoder(max_frame_bytes)
-    while (frame := decoder.next_frame()) is None:
-        data = await reader.read(_READ_BYTES)
-        if not data:
-            raise ConnectionResetError("closed during the handshake")
-        decoder.push(data)
-    return frame

@@ -7,38 +7,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Sequence
 
-from raftcore import waiters
-from raftcore.core import effects as fx
+from raftcore.admission import Admission, JoinPolicy, is_member
 from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
 from raftcore.core.messages import AppendRequest, Heartbeat, Message
-from raftcore.core.types import Configuration, Member, NodeId
+from raftcore.core.types import Configuration, Lease, Member, NodeId
 from raftcore.driver import ConfigurationCallback, Driver, LeadershipCallback
 from raftcore.errors import (
     NotLeaderError,
     OutcomeUnknownError,
-    OverloadedError,
     RaftcoreError,
-    RefusedError,
     StoppedError,
-    StorageFullError,
-    UnknownPeerError,
 )
+from raftcore.figures import gauges
+from raftcore.members import (
+    CHANGE_TIMEOUT_S,
+    Changed,
+    MemberCommands,
+    check_outcome,
+    complete,
+    wanted_members,
+)
+from raftcore.metrics import Sample, storage_samples, transport_samples
+from raftcore.observer import EventCallback, Observer
+from raftcore.operations import Operations
 from raftcore.runtime import NodeOptions, Runtime
 from raftcore.statemachine import StateMachine
-from raftcore.status import Counters, NodeStatus, Proposed
+from raftcore.status import NodeStatus
 from raftcore.storage.base import LogStorage
+from raftcore.tools.archive import Archived, backup_running
+from raftcore.trace import Kind, Tracer
 from raftcore.transport.base import Transport
+from raftcore.transport.options import TransportStats
 
 logger = logging.getLogger(__name__)
 
 RequestHandler = Callable[[NodeId, bytes], Awaitable[bytes]]
 
 
-class Node:
+class Node(Operations, MemberCommands):
     """One member of a cluster. Use as an async context manager.
+
+    A node that is removed from the cluster goes on as a silent follower, so that its state can
+    still be looked at; :attr:`removed` says so, and what needs the cluster is refused.
 
     Args:
         config: the core's timing and bounds.
@@ -47,6 +61,9 @@ class Node:
         state_machine: what committed entries are applied to; the node closes it.
         options: settings of the runtime.
         on_request: answers application requests from other members.
+        on_join: asked whether a node that wants to join may; without it an operator has to add it,
+            and :attr:`pending_joiners` says who waits.
+        tracer: told what happens, see ``raftcore.trace``.
         runtime: clocks, randomness and threads.
 
     Raises (on entering):
@@ -62,11 +79,12 @@ class Node:
         state_machine: StateMachine,
         options: NodeOptions | None = None,
         on_request: RequestHandler | None = None,
+        on_join: JoinPolicy | None = None,
+        tracer: Tracer | None = None,
         runtime: Runtime | None = None,
     ) -> None:
+        super().__init__(options or NodeOptions(), runtime or Runtime())
         self.config = config
-        self.options = options or NodeOptions()
-        self.counters = Counters()
         #: the state machine began empty or was thrown away at this start: until a read barrier has
         #: passed it is older than what this node may have shown before
         self.rebuilt = False
@@ -74,11 +92,11 @@ class Node:
         self._transport = transport
         self._machine = state_machine
         self._request_handler = on_request
-        self._runtime = runtime or Runtime()
+        self._admission = Admission(on_join, self._admit, self.options.max_pending_joiners)
+        self._tracer = tracer
+        self._event_callbacks: list[EventCallback] = []
         self._leadership_callbacks: list[LeadershipCallback] = []
         self._configuration_callbacks: list[ConfigurationCallback] = []
-        self._driver: Driver | None = None
-        self._closing = False
         self._failure: BaseException | None = None
         self._stopped: asyncio.Event | None = None
         self._failed_or_stopped = asyncio.Event()
@@ -99,6 +117,13 @@ class Node:
         if self._stopped is not None:
             raise StoppedError("a node is started once")
         self._stopped = asyncio.Event()
+        observer = Observer(
+            self.config.node_id,
+            self.counters,
+            self._runtime.clock_ns,
+            self._tracer,
+            self._event_callbacks,
+        )
         driver = Driver(
             config=self.config,
             options=self.options,
@@ -106,21 +131,22 @@ class Node:
             transport=self._transport,
             machine=self._machine,
             runtime=self._runtime,
-            counters=self.counters,
+            observer=observer,
             on_failure=self._on_failure,
         )
         try:
             self.rebuilt = (await driver.recover()).rebuilt
             driver.leadership_callbacks = self._leadership_callbacks
             driver.configuration_callbacks = self._configuration_callbacks
-            self._transport.configure(driver.raft.configuration, driver.peers())
+            self._configuration_callbacks.append(self._admission.on_configuration)
+            driver.configure_transport()
             self._driver = driver
             await self._transport.start(self)
         except BaseException:
             self._closing = True
             await self._close(driver)
             raise
-        driver.deliver(ev.Tick(driver.now_ns()))
+        driver.run()
 
     async def stop(self, *, handover: bool = True) -> None:
         """Hand leadership over if this node leads, then stop everything. Safe to call twice.
@@ -151,11 +177,14 @@ class Node:
         """Answer who waits, close what was given to us, whatever fails on the way."""
         assert self._stopped is not None
         driver.close()
-        self._end_waiters(driver)
+        failure = None if self._failure is None else repr(self._failure)
+        driver.observer.trace(Kind.NODE_STOPPED, failure=failure)
+        driver.end_waiters(f"the node stopped: {failure}" if failure else "the node stopped")
         loop = asyncio.get_running_loop()
         ended = False
         try:
             try:
+                await self._admission.close()
                 await self._transport.close()
             finally:
                 ended = await driver.stop_workers()
@@ -171,18 +200,9 @@ class Node:
                 self._stopped.set()
                 self._failed_or_stopped.set()
 
-    def _end_waiters(self, driver: Driver) -> None:
-        reason = f"the node stopped: {self._failure}" if self._failure else "the node stopped"
-        driver.proposals.end(OutcomeUnknownError(reason), StoppedError(reason))
-        driver.reads.end(StoppedError(reason))
-        driver.end_snapshots(StoppedError(reason))
-        transfers, driver.transfers = driver.transfers, []
-        for future in transfers:
-            if not future.done():
-                future.set_exception(StoppedError(reason))
-
     async def wait_stopped(self) -> None:
-        """Until the node stops. Raises what made it stop, if something did.
+        """Until the node stops. Raises what made it stop, if something did. To be removed from the
+        cluster does not stop it: :meth:`on_event` and :attr:`removed` tell of that.
 
         Raises:
             StorageError: the first storage error (rule 46).
@@ -201,100 +221,110 @@ class Node:
         self._failure = error
         self._failed_or_stopped.set()
         logger.critical("node %s stops: %r", self.config.node_id, error)
+        if self._driver is not None:
+            self._driver.observer.trace(Kind.NODE_FAILED, error=repr(error))
         if not self._closing and self._driver is not None:
             self._closing = True
             self._shutdown = asyncio.get_running_loop().create_task(self._close(self._driver))
 
-    def _running(self) -> Driver:
-        if self._driver is None or self._closing:
-            raise StoppedError("the node is not running")
-        return self._driver
+    # -- members --------------------------------------------------------------------------------
 
-    # -- what users ask for ---------------------------------------------------------------------
-
-    async def propose(
+    async def change_members(
         self,
-        data: bytes,
+        members: Sequence[Member],
         *,
-        timeout_s: float = 10.0,
-        client_id: bytes = b"",
-        sequence: int = 0,
-    ) -> Proposed:
-        """Replicate ``data`` and await what the state machine makes of it.
+        version: int,
+        timeout_s: float = CHANGE_TIMEOUT_S,
+    ) -> Changed:
+        """State all members that are wanted, on the leader, and await that it is so.
+
+        New voters catch up first; a leader that is to go hands over first. What was begun goes on
+        when this node stops leading or the caller stops waiting. ``raftcore.members`` has short
+        forms: :meth:`add_voter`, :meth:`remove` and others.
+
+        Args:
+            members: everybody wanted; ``voter`` says as what. An empty incarnation stands for that
+                of the member, or of the pending joiner, of that id.
+            version: :attr:`configuration_version` as it was when the caller looked.
+            timeout_s: how long to wait.
+
+        Returns:
+            The configuration and its version.
 
         Raises:
-            NotLeaderError: this node does not lead; nothing was written and never will be.
-            OverloadedError, EntryTooLargeError, StorageFullError, StoppedError: refused before
-                anything happened.
-            OutcomeUnknownError: it was accepted and may or may not take effect.
+            NotLeaderError, NotReadyError, ChangeInProgressError: ask the leader, or ask again.
+            StaleVersionError: the members changed meanwhile; look again.
+            InvalidChangeError: what is wanted can not be.
+            StoppedError, RemovedError: refused.
+            NotCaughtUpError: a new voter did not catch up; it is a learner now.
+            OutcomeUnknownError: it may still come about.
         """
-        driver = self._running()
-        waiters.check_size(data, self.options.max_entry_bytes)
-        if driver.disk_full:
-            driver.writer.look_at_space()
-            raise StorageFullError("the disk of the log is nearly full")
-        loop = asyncio.get_running_loop()
-        future = driver.proposals.add(loop, data, client_id, sequence)
-        if len(driver.proposals.incoming) == 1:
-            # Everything proposed in this turn of the loop goes into one event.
-            loop.call_soon(driver.flush_proposals)
-        timer = loop.call_later(timeout_s, driver.proposals.expire, future)
-        try:
-            result: Proposed = await future
-        finally:
-            timer.cancel()
-        return result
+        driver = self._member()
+        current = driver.raft.configuration
+        wanted = complete(members, current, self._admission.pending)
+        return await self._change(driver, wanted, version, current.lease, timeout_s)
 
-    async def read_barrier(self, *, timeout_s: float = 10.0) -> int:
-        """After this the local state machine reflects every write acknowledged before the call.
+    async def set_lease(
+        self, lease: Lease | None, *, timeout_s: float = CHANGE_TIMEOUT_S
+    ) -> Changed:
+        """Turn lease reads on, off or to other terms, for all members. As :meth:`change_members`;
+        whoever turns them on vouches for the members' clocks (rule 35)."""
+        driver = self._member()
+        current, version = driver.raft.configuration, driver.raft.configuration_index
+        wanted = tuple(wanted_members(current))
+        return await self._change(driver, wanted, version, lease, timeout_s)
 
-        Works on any member; followers ask the leader. Returns the log index waited for.
-
-        Raises:
-            NotLeaderError: no leader could confirm it (now); ask again.
-            OverloadedError, StoppedError: refused.
-        """
-        driver = self._running()
-        loop = asyncio.get_running_loop()
-        future = driver.reads.add(loop)
-        if len(driver.reads.incoming) == 1:
-            loop.call_soon(driver.flush_reads)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except asyncio.CancelledError:
-            driver.reads.gave_up = True
-            raise
-        except TimeoutError:
-            driver.reads.gave_up = True
-            raise NotLeaderError(
-                driver.raft.leader_id, "leadership was not confirmed in time"
-            ) from None
-
-    async def transfer_leadership(self, target: NodeId | None = None) -> NodeId:
-        """Hand leadership to ``target`` (or the best member) and await that it moved.
-
-        Raises:
-            NotLeaderError: this node does not lead.
-            OverloadedError: a transfer is under way already.
-            UnknownPeerError: no such voter, or it could not be handed over; this node still leads.
-            OutcomeUnknownError: the target was told to take over and was not seen to lead.
-        """
-        driver = self._running()
+    async def _change(
+        self,
+        driver: Driver,
+        wanted: tuple[Member, ...],
+        version: int,
+        lease: Lease | None,
+        timeout_s: float,
+    ) -> Changed:
         if not driver.raft.is_leader:
             raise NotLeaderError(driver.raft.leader_id)
-        if driver.transfers:
-            raise OverloadedError("a transfer is under way already")
-        future: asyncio.Future[fx.TransferFinished] = asyncio.get_running_loop().create_future()
-        driver.transfers.append(future)
-        driver.deliver(ev.TransferRequested(driver.now_ns(), target))
-        outcome = await future
-        if outcome.unknown:
-            raise OutcomeUnknownError(outcome.detail)
-        if not outcome.succeeded:
-            raise UnknownPeerError(outcome.detail)
-        assert outcome.target is not None
-        return outcome.target
+        token, future = driver.changes.add(asyncio.get_running_loop())
+        request = ev.MembershipRequested(driver.now_ns(), token, version, wanted, lease)
+        driver.deliver(request)
+        try:
+            async with asyncio.timeout(timeout_s):
+                finished, configuration = await future
+        except TimeoutError:
+            raise OutcomeUnknownError(
+                "the change did not end in time; it may still come about"
+            ) from None
+        finally:
+            driver.changes.forget(token)
+        check_outcome(finished)
+        return configuration, finished.version
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration in force here."""
+        return self._running().raft.configuration
+
+    @property
+    def configuration_version(self) -> int:
+        """Its version: the log index of its entry."""
+        return self._running().raft.configuration_index
+
+    @property
+    def removed(self) -> str | None:
+        """Why this node is out of the cluster for good, or None."""
+        return self._driver.removed if self._driver is not None else None
+
+    @property
+    def pending_joiners(self) -> tuple[Member, ...]:
+        """Who asked this node to join and is no member. Give one to :meth:`add_voter` or
+        :meth:`add_learner` to let it in."""
+        return self._admission.pending
+
+    async def _admit(self, joiner: Member) -> None:
+        add = self.add_voter if joiner.voter else self.add_learner
+        await add(joiner)
+
+    # -- the rest -------------------------------------------------------------------------------
 
     async def request(self, to: NodeId, payload: bytes, *, timeout_s: float) -> bytes:
         """Ask another member's application; see :meth:`Transport.request` for the errors."""
@@ -306,16 +336,54 @@ class Node:
         driver = self._running()
         return await driver.snapshotting.take(driver.raft)
 
+    async def backup(self, path: str | os.PathLike[str]) -> Archived:
+        """Take a snapshot now and archive it, with this node's identity, in the new file ``path``.
+
+        ``raftcore restore`` makes a new cluster from it. It holds everything that this node had
+        applied; on the leader, after a read barrier, everything acknowledged before the call.
+
+        Raises:
+            RefusedError: ``path`` exists, or the snapshot was replaced meanwhile (try again).
+            OverloadedError: a snapshot is being taken already.
+            StorageError: the archive could not be written, or the snapshot not be read.
+        """
+        await self.snapshot()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, backup_running, self._storage, path)
+
     def status(self) -> NodeStatus:
+        """A picture of now, see :meth:`NodeStatus.describe` for words."""
         driver = self._running()
         return NodeStatus(
             core=driver.raft.status(),
+            configuration=driver.raft.configuration,
+            configuration_version=driver.raft.configuration_index,
             connected=self._transport.connected(),
             pending_proposals=len(driver.proposals),
-            held_messages=driver.held_messages,
+            pending_waits=len(driver.waits),
+            disk=driver.disk_status(),
+            storage=self._storage.stats(),
+            snapshot=driver.snapshotting.status(),
+            apply_lag_ms=driver.observer.apply_age_ns() // 1_000_000,
+            staleness_ms=self.staleness_ms(),
+            oldest_entry_age_ms=driver.maintenance.oldest_entry_age_ms(),
+            quarantine=driver.quarantine,
+            removed=driver.removed,
+            joiners=self._admission.pending,
             counters=self.counters,
             failed=repr(self._failure) if self._failure else None,
         )
+
+    def figures(self) -> list[Sample]:
+        """Every figure that has a value now, see ``raftcore.metrics``."""
+        driver = self._running()
+        samples = [*self.counters.samples(), *gauges(self.status())]
+        samples += driver.observer.measures.samples()
+        samples += storage_samples(self._storage.stats())
+        stats = getattr(self._transport, "stats", None)
+        if isinstance(stats, TransportStats):
+            samples += transport_samples(stats)
+        return samples
 
     @property
     def is_leader(self) -> bool:
@@ -324,10 +392,6 @@ class Node:
     @property
     def leader_id(self) -> NodeId | None:
         return self._driver.raft.leader_id if self._driver is not None else None
-
-    @property
-    def configuration(self) -> Configuration:
-        return self._running().raft.configuration
 
     def staleness_ms(self) -> int | None:
         """How old the local state may be, at most.
@@ -353,12 +417,18 @@ class Node:
         """Call ``callback`` on the loop whenever another configuration comes into force."""
         self._configuration_callbacks.append(callback)
 
+    def on_event(self, callback: EventCallback) -> None:
+        """Call ``callback`` on the loop with every :class:`~raftcore.trace.TraceEvent`: removal,
+        quarantine, a disk that hangs, a follower that lost data, and all the rest."""
+        self._event_callbacks.append(callback)
+
     # -- from the transport ---------------------------------------------------------------------
 
     def on_message(self, message: Message) -> None:
         driver = self._driver
         if driver is None or self._closing:
             return
+        driver.observer.heard(message)
         driver.deliver(ev.MessageReceived(driver.now_ns(), message))
         if isinstance(message, Heartbeat):
             self._note_contact(driver, message.sender, message.leader_commit)
@@ -371,14 +441,33 @@ class Node:
             self._caught_up_ns = driver.now_ns()
 
     def on_peer_lost(self, peer: NodeId) -> None:
-        if self._driver is not None and not self._closing:
-            self._driver.deliver(ev.PeerUnreachable(self._driver.now_ns(), peer))
+        driver = self._driver
+        if driver is not None and not self._closing:
+            driver.observer.peer_lost(peer)
+            driver.deliver(ev.PeerUnreachable(driver.now_ns(), peer))
 
     async def on_join(self, joiner: Member) -> Configuration:
-        raise RefusedError(f"{joiner.node_id} is not welcome: add it as a member")
+        driver = self._member()
+        raft = driver.raft
+        if not is_member(raft.configuration, joiner) and not raft.is_leader:
+            raise NotLeaderError(raft.leader_id)
+        asks_anew = joiner not in self._admission.pending
+        admitted = False
+        try:
+            configuration = await self._admission.ask(joiner, lambda: raft.configuration)
+            admitted = True
+        finally:
+            if asks_anew or admitted:  # one that waits for an operator asks again and again
+                driver.observer.trace(
+                    Kind.JOINER_ASKED,
+                    joiner=joiner.node_id, address=joiner.address, voter=joiner.voter,
+                    admitted=admitted,
+                )  # fmt: skip
+        return configuration
 
     def on_removed(self, detail: str) -> None:
-        logger.warning("node %s: %s", self.config.node_id, detail)
+        if self._driver is not None and not self._closing:
+            self._driver.note_removed(detail)
 
     async def on_request(self, sender: NodeId, payload: bytes) -> bytes:
         if self._request_handler is None or self._closing:

@@ -6,21 +6,28 @@ loop and never on a shared executor: a hanging disk then holds up one thread and
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from raftcore.core.effects import Persist
 from raftcore.core.types import WriteMark
 from raftcore.storage.base import LogStorage, Write
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 #: Runs a callback on the event loop's thread, soon; safe from any thread.
 PostToLoop = Callable[[Callable[[], None]], None]
 Job = Callable[[], None]
 
-#: How often the log writer looks at the space left on its disk.
-SPACE_INTERVAL_NS = 1_000_000_000
+#: How often the log writer looks after its store, also while nothing is written.
+MAINTAIN_INTERVAL_NS = 1_000_000_000
 
 
 class Worker(Protocol):
@@ -67,11 +74,70 @@ class ThreadWorker:
                 self._on_error(error)
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A durable transaction: its last mark, what was in it, and how long it took."""
+
+    mark: WriteMark
+    entries: int
+    size_bytes: int
+    waited_ns: int  #: how long the oldest write in it had waited
+    duration_ns: int
+
+
+class Poster:
+    """Brings what workers have to say back to the event loop. Callable from any thread.
+
+    Args:
+        on_failure: told what a callback raises: a completion that is not understood leaves
+            something waiting for ever, so that is final.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_failure: Callable[[BaseException], None]
+    ) -> None:
+        self._loop = loop
+        self._on_failure = on_failure
+
+    def __call__(self, callback: Callable[[], None]) -> None:
+        """Run ``callback`` on the loop. Dropped when the loop is gone."""
+        try:
+            self._loop.call_soon_threadsafe(self._run, callback)
+        except RuntimeError:
+            logger.debug("a completion came after the event loop was closed")
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except Exception as error:  # noqa: BLE001 - the first failure is final
+            self._on_failure(error)
+
+    async def result_of(self, worker: Worker, job: Callable[[], T]) -> T:
+        """Run ``job`` on a worker and await its result; errors come back here."""
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                result = job()
+            except BaseException as error:  # noqa: BLE001 - handed to who awaits it
+                failure = error
+                self(lambda: future.set_exception(failure))
+            else:
+                self(lambda: future.set_result(result))
+
+        worker.submit(run)
+        return await future
+
+
 class LogWriter:
     """The one writer of the log: joins all writes that wait into one durable transaction.
 
     While a write is on its way to the disk the following ones queue up; they then go together, so
     batches grow with load and latency stays at about one transaction when there is none.
+
+    Args:
+        on_durable: told each finished transaction, on the loop.
+        on_maintained: told the space left on the store's disk about once a second, on the loop.
     """
 
     def __init__(
@@ -79,24 +145,25 @@ class LogWriter:
         storage: LogStorage,
         worker: Worker,
         post: PostToLoop,
-        on_durable: Callable[[WriteMark, int, int], None],
-        on_free_bytes: Callable[[int], None],
+        on_durable: Callable[[Written], None],
+        on_maintained: Callable[[int], None],
         clock_ns: Callable[[], int],
     ) -> None:
         self._storage = storage
         self._worker = worker
         self._post = post
         self._on_durable = on_durable
-        self._on_free_bytes = on_free_bytes
+        self._on_maintained = on_maintained
         self._clock_ns = clock_ns
-        self._looked_ns: int | None = None
-        self._looking = False
-        self._waiting: list[Persist] = []
+        self._maintained_ns: int | None = None
+        self._maintenance_waits = False
+        self._waiting: list[tuple[Persist, int]] = []
         self._lock = threading.Lock()
 
     def persist(self, effect: Persist) -> None:
+        asked_ns = self._clock_ns()
         with self._lock:
-            self._waiting.append(effect)
+            self._waiting.append((effect, asked_ns))
             first = len(self._waiting) == 1
         if first:
             self._worker.submit(self._write_waiting)
@@ -108,30 +175,42 @@ class LogWriter:
 
     def _write_waiting(self) -> None:
         with self._lock:
-            batch, self._waiting = self._waiting, []
-        if not batch:
+            waiting, self._waiting = self._waiting, []
+        if not waiting:
             return
+        batch = [effect for effect, _ in waiting]
         started_ns = self._clock_ns()
         self._storage.persist(_writes(batch))
-        mark, duration_ns = batch[-1].mark, self._clock_ns() - started_ns
-        entries = sum(len(effect.entries) for effect in batch)
-        self._post(lambda: self._on_durable(mark, duration_ns, entries))
-        self._look_at_space()
+        written = Written(
+            mark=batch[-1].mark,
+            entries=sum(len(effect.entries) for effect in batch),
+            size_bytes=sum(len(entry.data) for effect in batch for entry in effect.entries),
+            waited_ns=started_ns - waiting[0][1],
+            duration_ns=self._clock_ns() - started_ns,
+        )
+        self._post(lambda: self._on_durable(written))
+        self._maintain()
 
-    def look_at_space(self) -> None:
-        """Say again how much space is left, also when nothing is written."""
-        if not self._looking:  # one look at a time, however often it is asked for
-            self._looking = True
-            self._worker.submit(self._look_at_space)
+    def maintain(self) -> None:
+        """Look after the store, unless that was done less than a second ago or is asked for
+        already: with a disk that hangs one wish waits, not a queue of them."""
+        if not self._maintenance_waits:
+            self._maintenance_waits = True
+            self._worker.submit(self._maintain_asked)
 
-    def _look_at_space(self) -> None:
-        self._looking = False
+    def _maintain_asked(self) -> None:
+        self._maintenance_waits = False
+        self._maintain()
+
+    def _maintain(self) -> None:
         now_ns = self._clock_ns()
-        if self._looked_ns is not None and now_ns - self._looked_ns < SPACE_INTERVAL_NS:
+        last_ns = self._maintained_ns
+        if last_ns is not None and now_ns - last_ns < MAINTAIN_INTERVAL_NS:
             return
-        self._looked_ns = now_ns
+        self._maintained_ns = now_ns
+        self._storage.maintain()
         free_bytes = self._storage.free_bytes()
-        self._post(lambda: self._on_free_bytes(free_bytes))
+        self._post(lambda: self._on_maintained(free_bytes))
 
 
 def _writes(batch: Sequence[Persist]) -> list[Write]:

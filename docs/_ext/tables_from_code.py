@@ -16,6 +16,8 @@ from guardian.domain.problems import CODES
 from guardian.http.endpoints import ENDPOINTS, codes_of
 from guardian.settings import settings_reference
 from raftcore.errors import ExitCode
+from raftcore.metrics import FIGURES
+from raftcore.trace import COMMON_FIELDS, EVENTS
 
 _RETRY = {
     "no": "no: it will be refused again",
@@ -61,12 +63,45 @@ def exit_codes() -> str:
     return "\n".join(lines)
 
 
+def figures() -> str:
+    """Every figure of a node."""
+    lines = ["| figure | kind | unit | label | what it says |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{f.name}` | {f.kind.value} | {f.unit} | {f.label} | {f.help} |"
+        for f in FIGURES.values()
+    ]
+    return "\n".join(lines)
+
+
+def trace_fields() -> str:
+    """The fields that every trace event has."""
+    lines = ["| field | type | what it says |", "|---|---|---|"]
+    lines += [f"| `{name}` | {kind} | {text} |" for name, kind, text in COMMON_FIELDS]
+    return "\n".join(lines)
+
+
+def trace_events() -> str:
+    """Every kind of trace event, with its fields."""
+    lines = ["| event | fields | what it says |", "|---|---|---|"]
+    for kind, schema in EVENTS.items():
+        fields = ", ".join(f"`{name}` {_escaped(type_)}" for name, type_ in schema.fields)
+        lines.append(f"| `{kind.value}` | {fields} | {schema.help} |")
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "codes": codes,
     "endpoints": endpoints,
     "endpoint-codes": endpoint_codes,
     "exit-codes": exit_codes,
+    "figures": figures,
     "settings": settings_reference,
+    "trace-events": trace_events,
+    "trace-fields": trace_fields,
 }
 
 

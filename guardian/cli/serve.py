@@ -15,9 +15,10 @@ import click
 from guardian.adapters.postgres.embedded import EmbeddedPostgres
 from guardian.adapters.postgres.errors import PostgresError
 from guardian.adapters.security.secret_file import SecretFileError, load_or_create_secret
-from guardian.app import FirstAdmin, Guardian, check_fits_cluster, check_may_start
+from guardian.app import FirstAdmin, Guardian
 from guardian.cli.banner import show_first_admin, show_ready
 from guardian.cli.loop import run_on_loop
+from guardian.place import check_fits_cluster, check_may_start
 from guardian.settings import (
     EXIT_CONFIGURATION,
     Settings,
@@ -28,7 +29,6 @@ from guardian.settings import (
 from guardian.telemetry import configure_logging
 from raftcore.core.errors import InvariantError
 from raftcore.errors import BootstrapError, ExitCode, StorageError
-from raftcore.startup import stored_configuration
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.lmdb_log import LmdbLog, open_log
 
@@ -64,7 +64,7 @@ def run(settings: Settings) -> int:
         check_may_start(settings, directory)
         if directory.identity is not None:
             storage = open_log(directory)
-            check_fits_cluster(settings, stored_configuration(storage))
+            check_fits_cluster(settings, storage.configuration)
         _check_free(settings)
         # On the main thread: the server dies with the thread that started it.
         if settings.database_url is None:

@@ -58,6 +58,8 @@ CODES: Final[dict[str, CodeInfo]] = {
     "schema_in_use": CodeInfo(409, "Configs use the schema", "no"),
     "schema_breaks_configs": CodeInfo(409, "Configs would not fit the new schema", "no"),
     "no_change": CodeInfo(409, "That is the current version already", "no"),
+    "change_in_progress": CodeInfo(409, "Another change of the members is under way", "later"),
+    "transfer_failed": CodeInfo(409, "Leadership could not be handed over", "later"),
     "idempotency_in_progress": CodeInfo(409, "The first request is still under way", "later"),
     # 412, 413, 415, 428, 429
     "precondition_failed": CodeInfo(412, "If-Match does not name the current version", "fresh"),
@@ -78,6 +80,7 @@ CODES: Final[dict[str, CodeInfo]] = {
     "unsupported_draft": CodeInfo(422, "The JSON Schema draft is not supported", "no"),
     "remote_ref_forbidden": CodeInfo(422, "$ref may only point into the document", "no"),
     "schema_too_complex": CodeInfo(422, "The schema is too complex", "no"),
+    "invalid_members": CodeInfo(422, "These can not be the members", "no"),
     "idempotency_key_reused": CodeInfo(
         422, "The Idempotency-Key was used for another request", "no"
     ),

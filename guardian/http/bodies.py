@@ -87,6 +87,20 @@ class UpdateConfig(Body, frozen=True):
     schema_id: Identifier | UnsetType = UNSET
 
 
+class WantedMember(Body, frozen=True):
+    id: Identifier
+    voter: bool = True
+
+
+class ChangeMembers(Body, frozen=True):
+    members: Annotated[list[WantedMember], Meta(min_length=1, max_length=64)]
+    expected_version: Version
+
+
+class TransferLeadership(Body, frozen=True):
+    target: Identifier | None = None
+
+
 class Rollback(Body, frozen=True):
     to_version: Version
     expected_version: Version | UnsetType = UNSET

@@ -270,6 +270,13 @@ READ: Final = (
 CLUSTER: Final = (
     _api("GET", "/cluster", "get_cluster", "cluster", "The cluster as this node sees it.",
          Right.SIGNED_IN, answer=shapes.Cluster, by_signature=True),
+    _api("PUT", "/cluster/members", "change_members", "cluster", "State the members that are"
+         " wanted: add, promote, demote, replace, remove.", Right.IS_ADMIN,
+         body=bodies.ChangeMembers, answer=shapes.MembersChanged,
+         codes="invalid_members version_conflict change_in_progress no_leader"),
+    _api("POST", "/cluster/transfer", "transfer_leadership", "cluster", "Hand leadership over.",
+         Right.IS_ADMIN, body=bodies.TransferLeadership, answer=shapes.Cluster,
+         codes="transfer_failed no_leader"),
 )  # fmt: skip
 
 NODE: Final = (

@@ -254,6 +254,13 @@ class Member(msgspec.Struct, frozen=True):
     healthy: bool
 
 
+class Joiner(msgspec.Struct, frozen=True):
+    id: str
+    raft_address: str
+    http_address: str
+    wants_vote: bool
+
+
 class Cluster(msgspec.Struct, frozen=True):
     node_id: str
     role: Annotated[str, Meta(description="leader, follower, candidate or learner")]
@@ -262,12 +269,17 @@ class Cluster(msgspec.Struct, frozen=True):
     commit_index: int
     applied_index: int
     members: list[Member]
+    members_version: Annotated[int, Meta(description="To name when changing the members.")]
+    stage: Annotated[str, Meta(description="stable, staging or joint")]
+    waits_for: Annotated[str | None, Meta(description="What a change of the members waits for.")]
+    joiners: Annotated[list[Joiner], Meta(description="Nodes that asked this one to join.")]
 
     @classmethod
     def of(cls, view: ClusterView) -> Cluster:
         members = [
             Member(m.id, m.raft_address, m.http_address, m.voter, m.healthy) for m in view.members
         ]
+        joiners = [Joiner(j.id, j.raft_address, j.http_address, j.wants_vote) for j in view.joiners]
         return cls(
             view.node_id,
             view.role,
@@ -276,7 +288,18 @@ class Cluster(msgspec.Struct, frozen=True):
             view.commit_index,
             view.applied_index,
             members,
+            view.members_version,
+            view.stage,
+            view.waits_for,
+            joiners,
         )
+
+
+class MembersChanged(msgspec.Struct, frozen=True):
+    """The members are as wanted; ``caught_up`` false: a new voter is a learner for now."""
+
+    caught_up: bool
+    cluster: Cluster
 
 
 class Ready(msgspec.Struct, frozen=True, omit_defaults=True):

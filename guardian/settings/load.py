@@ -47,6 +47,12 @@ class Settings:
     node_id: str
     bootstrap: tuple[Founder, ...] | None
     join: tuple[HostPort, ...] | None
+    join_as: str
+    admit: str
+    raft_tls_certificate: Path | None
+    raft_tls_key: Path | None
+    raft_tls_ca: Path | None
+    raft_plain: str
     database_url: str | None = field(repr=False)
     jwt_secret: str | None = field(repr=False)
     admin_email: str
@@ -226,6 +232,14 @@ def _check_together(settings: Settings) -> None:
     """Rules over several settings."""
     if settings.is_clustered:
         check_shared(settings)
+    tls = {
+        "GUARDIAN_RAFT_TLS_CERTIFICATE": settings.raft_tls_certificate,
+        "GUARDIAN_RAFT_TLS_KEY": settings.raft_tls_key,
+        "GUARDIAN_RAFT_TLS_CA": settings.raft_tls_ca,
+    }
+    missing = [variable for variable, path in tls.items() if path is None]
+    if missing and len(missing) < len(tls):
+        raise SettingsError(missing[0], f"is needed too: TLS takes {', '.join(tls)}")
     if settings.election_timeout_ms < 2 * settings.heartbeat_ms:
         raise SettingsError(
             "GUARDIAN_ELECTION_TIMEOUT_MS", "must be at least twice GUARDIAN_HEARTBEAT_MS"

@@ -108,6 +108,33 @@ TABLE: Final[tuple[Setting, ...]] = (
         unset="-",
     ),
     _row(
+        "join_as",
+        "voter",
+        one_of("voter", "learner"),
+        "What this node asks to become: a learner is sent everything and never votes.",
+    ),
+    _row(
+        "admit",
+        "all",
+        one_of("all", "none"),
+        "Which nodes that ask to join this cluster may; none: an administrator has to add them.",
+    ),
+    _row(
+        "raft_tls_certificate",
+        None,
+        Path,
+        "Certificate chain of this node for the other nodes (PEM); it names the node id.",
+        unset="no TLS between nodes",
+    ),
+    _row("raft_tls_key", None, Path, "Key of that certificate (PEM).", unset="-"),
+    _row("raft_tls_ca", None, Path, "Authority of all nodes' certificates (PEM).", unset="-"),
+    _row(
+        "raft_plain",
+        "off",
+        one_of("off", "on"),
+        "Whether nodes may talk without TLS beyond the loopback interface.",
+    ),
+    _row(
         "database_url",
         None,
         parse_database_url,

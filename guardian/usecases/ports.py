@@ -41,8 +41,22 @@ class MemberView:
 
 
 @dataclass(frozen=True, slots=True)
+class JoinerView:
+    """A node that asked to join and is not a member. Leaders remember them."""
+
+    id: str
+    raft_address: str
+    http_address: str
+    wants_vote: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterView:
-    """This node's picture of the cluster."""
+    """This node's picture of the cluster.
+
+    ``members_version`` names the configuration of the members in force; ``stage`` is ``stable``,
+    ``staging`` (new voters catch up) or ``joint``; ``waits_for`` says what a change waits for.
+    """
 
     node_id: str
     role: str
@@ -51,6 +65,39 @@ class ClusterView:
     commit_index: int
     applied_index: int
     members: tuple[MemberView, ...]
+    members_version: int = 1
+    stage: str = "stable"
+    waits_for: str | None = None
+    joiners: tuple[JoinerView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WantedMember:
+    """A member as somebody wants it: one that is there, or a node that asked to join."""
+
+    id: str
+    voter: bool
+
+
+class Members(Protocol):
+    """Who belongs to the cluster, and who leads it; works on any node, by way of the leader."""
+
+    async def change(
+        self, members: Sequence[WantedMember], expected_version: int, *, timeout_s: float
+    ) -> bool:
+        """Make these the members; False if a new voter did not catch up and stays a learner.
+
+        Raises ``Problem``: ``version_conflict``, ``change_in_progress``, ``invalid_members``,
+        ``no_leader`` (nothing changed), ``outcome_unknown``.
+        """
+        ...
+
+    async def transfer(self, target: str | None, *, timeout_s: float) -> str:
+        """Hand leadership over, to ``target`` or to whoever is furthest along; who leads now.
+
+        Raises ``Problem``: ``transfer_failed``, ``no_leader``, ``outcome_unknown``.
+        """
+        ...
 
 
 class Log(Protocol):

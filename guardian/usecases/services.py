@@ -34,6 +34,7 @@ class Ports:
     validator: ports.SchemaValidator
     api_keys: ports.ApiKeyCodec
     clock: ports.Clock
+    members: ports.Members
     accounts: AccountPolicy = field(default_factory=AccountPolicy)
 
 
@@ -83,5 +84,5 @@ class Services:
             ),
             configs=Configs(log, state, access, executor, fitting),
             reading=Reading(log, state, world.api_keys),
-            cluster=Cluster(log, state),
+            cluster=Cluster(log, state, world.members),
         )

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raftcore.core.messages import Message
-from raftcore.transport.framing import FRAME_OVERHEAD_BYTES, Frame, FrameDecoder, FrameKind
+from raftcore.transport.framing import (
+    DEFAULT_MAX_FRAME_BYTES,
+    FRAME_OVERHEAD_BYTES,
+    Frame,
+    FrameDecoder,
+    FrameKind,
+    decompress_frame,
+)
 from raftcore.transport.handshake import HandshakeRefusedError, decode_introduction
 from raftcore.transport.wire import WireError, decode_message
 
@@ -76,8 +83,9 @@ class PeerStream:
         end = -len(self._tail)
         for frame in FrameDecoder().feed(self._tail + data):
             end += FRAME_OVERHEAD_BYTES + len(frame.body)
-            if frame.kind is FrameKind.MESSAGE:
-                said.append(Said(decode_message(frame.body, self.node_id), end))
+            plain = _plain(frame)
+            if plain.kind is FrameKind.MESSAGE:
+                said.append(Said(decode_message(plain.body, self.node_id), end))
         return said
 
     def sent(self, data: bytes, /) -> None:
@@ -144,7 +152,7 @@ class InboundStream:
             return []
         messages: list[Message] = []
         try:
-            for frame in self._decoder.feed(data):
+            for frame in map(_plain, self._decoder.feed(data)):
                 if frame.kind in _INTRODUCTIONS:
                     self.peer = decode_introduction(frame.body).node_id
                 elif frame.kind is FrameKind.MESSAGE and self.peer:
@@ -152,6 +160,13 @@ class InboundStream:
         except (WireError, HandshakeRefusedError):
             self._decoder = None  # not a peer, or one whose bytes the node has to refuse as well
         return messages
+
+
+def _plain(frame: Frame) -> Frame:
+    """The frame as it was before it was compressed."""
+    if frame.kind is FrameKind.COMPRESSED:
+        return decompress_frame(frame, DEFAULT_MAX_FRAME_BYTES)
+    return frame
 
 
 def classify(data: bytes) -> Stream:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jepsen_like.sim.changes import Changes
-from jepsen_like.sim.cluster import ELECTION_TIMEOUT_MS, CoreCluster
+from jepsen_like.sim.cluster import CATCH_UP_MS, ELECTION_TIMEOUT_MS, CoreCluster
 from jepsen_like.sim.ghost import BrokenInvariantError, require
 from jepsen_like.sim.node import SimNode
 from jepsen_like.sim.options import SimOptions
@@ -213,6 +213,8 @@ class Run:
         and all of them equal."""
         cluster, scheduler = self.cluster, self.cluster.scheduler
         deadline = scheduler.now_ns + LIVENESS_MS * MS
+        if cluster.options.change_ms:  # first a change may have to end, or a voter be given up
+            deadline += 2 * CATCH_UP_MS * MS
         served_before = {node.name: node.reads_served for node in cluster.nodes.values()}
         written = False
         unread = list(cluster.nodes.values())

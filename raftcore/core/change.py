@@ -139,15 +139,14 @@ def _stage(
     staging = leadership.staging
     if staging is None or staging.index != s.configurations.current_index:
         staging = leadership.staging = Staging(s.configurations.current_index)
-        for node in target.voters:
-            if node not in configuration.voters:
-                staging.rounds[node] = Rounds(s.log.last_index, s.now_ns, s.now_ns)
+        for node in sorted({*target.voters} - {*configuration.voters}):
+            staging.rounds[node] = Rounds(s.log.last_index, s.now_ns, s.now_ns)
     for node, rounds in staging.rounds.items():
         progress = leadership.progress[node]
         rounds.observe(progress, s.log.last_index, s.now_ns, s.election_timeout_ns)
         failure = rounds.failure(s.config, s.now_ns)
         if failure is not None:
-            if s.pending_change is not None:
+            if s.pending_change is not None and s.pending_change.target == target:
                 s.pending_change.given_up = f"{node} {failure}; it stays a learner"
             append(s, leadership, without_target(configuration))
             return

@@ -136,12 +136,21 @@ def plan_change(
     staging = replace(
         current,
         members=tuple(replace(every[node], voter=node in current.voters) for node in sorted(every)),
-        target=Target(voters, tuple(m.node_id for m in members if not m.voter)),
+        target=target_of(members),
         lease=lease,
     )
     if leader in voters and set(voters) < set(current.voters):
         return joint_of(staging)
     return staging
+
+
+def target_of(members: Iterable[Member]) -> Target:
+    """The target that stands for ``members``."""
+    members = tuple(members)
+    return Target(
+        tuple(m.node_id for m in members if m.voter),
+        tuple(m.node_id for m in members if not m.voter),
+    )
 
 
 def joint_of(staging: Configuration) -> Configuration:

@@ -2,7 +2,7 @@
 
 Reading order: ``types``, ``messages``, ``events``, ``effects``; then ``state`` and ``log``; then
 ``election``, ``replication``, ``reads``, ``snapshots``, ``transfer``; then ``health``,
-``quarantine``, ``lease``; this file last.
+``quarantine``, ``lease``; ``membership``, ``catchup``, ``change``; ``inbox``; this file last.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from raftcore.core import (
     change,
     election,
+    fingerprint,
     health,
+    inbox,
     lease,
     quarantine,
     reads,
     replication,
     snapshots,
     transfer,
-    validation,
 )
 from raftcore.core import events as ev
-from raftcore.core import messages as msg
 from raftcore.core.config import MS, CoreConfig
 from raftcore.core.effects import (
     Effect,
@@ -36,7 +36,7 @@ from raftcore.core.effects import (
 from raftcore.core.errors import InvariantError, MisuseError, PeerViolationError
 from raftcore.core.log import RaftLog
 from raftcore.core.membership import ConfigurationStack
-from raftcore.core.state import CoreState, Leadership, Role, WaitFor
+from raftcore.core.state import CoreState, Role
 from raftcore.core.status import PeerStatus, Status, status_of
 from raftcore.core.types import (
     Configuration,
@@ -257,6 +257,14 @@ class Raft:
         return self._s.term
 
     @property
+    def first_index(self) -> int:
+        return self._s.log.first_index
+
+    @property
+    def durable_index(self) -> int:
+        return self._s.log.durable
+
+    @property
     def last_position(self) -> Position:
         """Where the accepted log ends."""
         return self._s.log.last_position
@@ -272,6 +280,23 @@ class Raft:
     def status(self) -> Status:
         """A picture that can say why."""
         return status_of(self._s)
+
+    # -- exploring ------------------------------------------------------------------------------
+
+    def clone(self, rng: random.Random | None = None) -> Raft:
+        """An independent copy of this core as it is between two steps.
+
+        It draws its timeouts from ``rng``, by default from a copy of this core's own source.
+        """
+        twin: Raft = object.__new__(Raft)
+        twin._s = fingerprint.clone_state(self._s, rng)
+        twin._failed = self._failed
+        return twin
+
+    def fingerprint(self) -> bytes:
+        """Sixteen bytes that are equal for cores that would do the same from now on, whatever
+        their random source, their deadlines and how they number their writes and requests."""
+        return fingerprint.fingerprint_of(self._s)
 
 
 # -- events -------------------------------------------------------------------------------------
@@ -387,135 +412,9 @@ def _on_peer_unreachable(s: CoreState, event: ev.PeerUnreachable) -> None:
         progress.become_probe()
 
 
-# -- messages -----------------------------------------------------------------------------------
-
-
-def _on_message(s: CoreState, event: ev.MessageReceived) -> None:
-    m = event.message
-    validation.check(s, m)
-    if isinstance(m, msg.VoteRequest):
-        _on_any_vote_request(s, m)
-        return
-    if isinstance(m, msg.VoteReply) and m.pre_vote and m.granted:
-        election.on_vote_reply(s, m)
-        return
-    if m.term > s.term:
-        leads = isinstance(m, msg.AppendRequest | msg.Heartbeat | msg.SnapshotChunk)
-        election.become_follower(s, m.term, m.sender if leads else None)
-    elif m.term < s.term:
-        _answer_the_past(s, m)
-        return
-    _MESSAGES[type(m)](s, m)
-
-
-def _on_any_vote_request(s: CoreState, m: msg.VoteRequest) -> None:
-    if m.pre_vote:
-        election.on_pre_vote_request(s, m)
-        return
-    if m.term > s.term:
-        if election.is_sticky(s) and not m.transfer:
-            # A leader is alive: not even the term is adopted (4.2.3, rule 11).
-            election.refuse_vote(s, m)
-            return
-        election.become_follower(s, m.term, None)
-    if m.term < s.term:
-        election.refuse_vote(s, m)
-    else:
-        election.on_vote_request(s, m)
-
-
-def _answer_the_past(s: CoreState, m: msg.Message) -> None:
-    """A message of an earlier term changes nothing; a stale leader learns of the new term (8)."""
-    if isinstance(m, msg.AppendRequest | msg.Heartbeat | msg.SnapshotChunk):
-        reply = msg.HeartbeatReply(s.node_id, s.term, 0, health.own(s))
-        s.send(m.sender, reply, WaitFor.HARD_STATE)
-    elif isinstance(m, msg.ReadIndexRequest):
-        refusal = msg.ReadIndexReply(s.node_id, s.term, m.read_id, -1)
-        s.send(m.sender, refusal, WaitFor.HARD_STATE)
-
-
-def _from_leader(s: CoreState, m: msg.Message) -> None:
-    if s.role is Role.LEADER:
-        raise InvariantError(f"{m.sender} leads term {m.term} too")  # rule 14
-    if s.leader_id not in (None, m.sender) and s.leader_contact_ns is not None:
-        raise InvariantError(f"{m.sender} and {s.leader_id} both lead term {m.term}")
-    election.heard_from_leader(s, m.sender)
-
-
-def _heard_from_peer(s: CoreState, leadership: Leadership, m: Any) -> None:
-    progress = leadership.progress.get(m.sender)
-    if progress is None:
-        return
-    health.note_reply(s, leadership, progress, m)
-    if progress.counts:
-        # Neither contact nor echoes of a peer that counts for nothing (D3).
-        progress.last_contact_ns = s.now_ns
-        progress.read_counter = max(progress.read_counter, m.read_counter)
-
-
-def _answers_a_former_member(leadership: Leadership, m: Any) -> bool:
-    """The request was sent before the peer came, or came back in quarantine: the answer is that of
-    another incarnation, or of a run whose word does not hold any more."""
-    progress = leadership.progress.get(m.sender)
-    if progress is None or isinstance(m, msg.HeartbeatReply):
-        return False
-    return bool(m.sequence <= progress.after_sequence)
-
-
-def _leaders(
-    handle: Callable[[CoreState, Any], None],
-) -> Callable[[CoreState, Any], None]:
-    """For messages that only the term's leader sends."""
-
-    def handler(s: CoreState, m: Any) -> None:
-        _from_leader(s, m)
-        handle(s, m)
-
-    return handler
-
-
-def _replies(
-    handle: Callable[[CoreState, Leadership, Any], None],
-) -> Callable[[CoreState, Any], None]:
-    """For answers to a leader; they mean nothing to anybody else."""
-
-    def handler(s: CoreState, m: Any) -> None:
-        leadership = s.leadership
-        if leadership is not None and not _answers_a_former_member(leadership, m):
-            _heard_from_peer(s, leadership, m)
-            handle(s, leadership, m)
-
-    return handler
-
-
-def _on_snapshot_reply(s: CoreState, leadership: Leadership, m: msg.SnapshotReply) -> None:
-    progress = leadership.progress.get(m.sender)
-    if progress is not None:
-        snapshots.on_reply(s, progress, m)
-        # The next chunk, or the entries after the snapshot, without waiting for a heartbeat.
-        replication.send_append(s, leadership, m.sender, progress)
-
-
-def _on_timeout_now(s: CoreState, _m: msg.TimeoutNow) -> None:
-    transfer.on_timeout_now(s)
-
-
-_MESSAGES: dict[type[msg.Message], Callable[[CoreState, Any], None]] = {
-    msg.VoteReply: election.on_vote_reply,
-    msg.AppendRequest: _leaders(replication.on_append_request),
-    msg.AppendReply: _replies(replication.on_append_reply),
-    msg.Heartbeat: _leaders(replication.on_heartbeat),
-    msg.HeartbeatReply: _replies(replication.on_heartbeat_reply),
-    msg.SnapshotChunk: _leaders(snapshots.on_chunk),
-    msg.SnapshotReply: _replies(_on_snapshot_reply),
-    msg.TimeoutNow: _leaders(_on_timeout_now),
-    msg.ReadIndexRequest: reads.on_read_index_request,
-    msg.ReadIndexReply: reads.on_read_index_reply,
-}
-
 _EVENTS: dict[type[ev.Event], Callable[[CoreState, Any], None]] = {
     ev.Tick: _on_tick,
-    ev.MessageReceived: _on_message,
+    ev.MessageReceived: inbox.on_message,
     ev.Propose: _on_propose,
     ev.ReadRequested: _on_read_requested,
     ev.ReadAbandoned: _on_read_abandoned,

@@ -127,8 +127,8 @@ def on_entries_read(
             snapshots.begin_feed(s, peer, progress)
             return
         if entries:
-            # An acknowledgement may have moved the peer on while its entries were being read.
-            # What it has passed may be compacted since.
+            # An acknowledgement may have moved the peer on while its entries were being read, and
+            # what it has no use for any more may be compacted.
             entries = entries[max(progress.next_index - entries[0].index, 0) :]
         if entries:
             s.log.check_read(entries[0].index, entries)

@@ -25,7 +25,7 @@ from raftcore.core.effects import (
 )
 from raftcore.core.errors import MisuseError
 from raftcore.core.log import RaftLog
-from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter
+from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter, target_of
 from raftcore.core.messages import Message
 from raftcore.core.progress import Progress
 from raftcore.core.types import (
@@ -38,6 +38,7 @@ from raftcore.core.types import (
     NodeId,
     Position,
     SnapshotMeta,
+    Target,
     WriteMark,
 )
 
@@ -102,6 +103,11 @@ class PendingChange:
     lease: Lease | None
     index: int  #: of the first configuration appended for it
     given_up: str | None = None
+
+    @property
+    def target(self) -> Target:
+        """What a staging configuration for it says."""
+        return target_of(self.members)
 
 
 @dataclass(slots=True)

@@ -210,11 +210,9 @@ def _what_change_waits_for(s: CoreState) -> str | None:
         return "an entry of this leader's term to be committed"
     if leadership.transfer is not None:
         return f"leadership to be handed over to {leadership.transfer.target}"
-    for peer, progress in leadership.progress.items():
-        catch_up = _catch_up(s, leadership.staging, peer, progress)
-        if catch_up not in (None, "caught up"):
-            return f"{peer} to catch up: {catch_up}"
-    return "its next step"
+    rounds = {p: _catch_up(s, leadership.staging, p, q) for p, q in leadership.progress.items()}
+    lagging = [f"{p} ({text})" for p, text in rounds.items() if text not in (None, "caught up")]
+    return f"new voters to catch up: {', '.join(lagging)}"
 
 
 def _whom_commit_waits_for(s: CoreState, leadership: Leadership) -> tuple[NodeId, ...]:

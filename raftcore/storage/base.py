@@ -61,6 +61,40 @@ class Recovered:
     quarantine: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ScrubProgress:
+    """How far the background check of what is stored has come, in this run.
+
+    ``entries`` and ``snapshots`` were verified so far, ``passes`` is how often everything was;
+    ``finished`` says that the step just made was the last of a pass.
+    """
+
+    entries: int = 0
+    snapshots: int = 0
+    passes: int = 0
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StorageStats:
+    """Figures of one store since it was opened; sizes as of the last :meth:`LogStorage.maintain`.
+
+    ``commit_seconds`` is the time spent in the commits, their syncs included. ``used_bytes`` of at
+    most ``limit_bytes`` hold something, ``free_bytes`` of the file wait to be used again.
+    """
+
+    commits: int = 0
+    commit_seconds: float = 0.0
+    floor_writes: int = 0
+    used_bytes: int = 0
+    free_bytes: int = 0
+    map_bytes: int = 0
+    limit_bytes: int = 0
+    runs: int = 0
+    quarantine: str | None = None
+    scrub: ScrubProgress = field(default_factory=ScrubProgress)
+
+
 class SnapshotWriter(Protocol):
     """A snapshot file being written (``.snap.tmp``); used by one thread at a time."""
 
@@ -159,6 +193,16 @@ class LogStorage(Protocol):
         """
         ...
 
+    def enter_quarantine(self, reason: str) -> None:
+        """Record durably that this node lacks something it had said was durable (D3).
+
+        May be called by whoever recovers, before there is a writer. Harmless if there is one.
+
+        Raises:
+            LogCorruptError: there is no other voter that could tell what is lost; nothing happened.
+        """
+        ...
+
     def end_quarantine(self) -> None:
         """Record durably that the quarantine is over (D3); harmless if there is none."""
         ...
@@ -168,6 +212,22 @@ class LogStorage(Protocol):
 
         Brings FLOOR up to date, clears stale readers each minute.
         """
+        ...
+
+    # -- watching (any thread, one at a time) ---------------------------------------------------
+
+    def scrub(self, max_entries: int = 1000) -> ScrubProgress:
+        """Verify the next part of what is stored: entries, then snapshot files, then anew.
+
+        A step costs about as much as reading ``max_entries`` small entries.
+
+        Raises:
+            LogCorruptError: something is damaged; final. The next start goes on in quarantine.
+        """
+        ...
+
+    def stats(self) -> StorageStats:
+        """Figures for metrics; from any thread."""
         ...
 
     def close(self) -> None: ...

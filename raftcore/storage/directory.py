@@ -3,9 +3,12 @@
 Layout::
 
     LOCK        flock for the life of the process
-    FOUNDING    only while the directory is still forming: node id and incarnation
+    FOUNDING    only while the directory is still forming: node id, incarnation, and what for
     IDENTITY    who the directory belongs to; written once
+    FLOOR       the least that the log must hold
+    QUARANTINE  only while this node lacks something that it had said was durable
     log/        the log's LMDB environment
+    log.damaged-1 ...  logs that were found damaged, kept for whoever wants to look
     snap/       snapshot files
 
 Beside the directory, ``.<name>.raft-cluster`` says that a cluster once lived there.
@@ -21,7 +24,7 @@ import secrets
 import shutil
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +55,7 @@ MARKER_SUFFIX = ".raft-cluster"
 ENGINE = "lmdb-0.9"
 
 #: What a directory without IDENTITY and FOUNDING cannot hold unless something was lost.
-_NEEDS_IDENTITY = ("log", "log.new", "snap", "FLOOR")
+_NEEDS_IDENTITY = ("log", "log.new", "snap", "FLOOR", "QUARANTINE")
 
 _open_directories: weakref.WeakSet[DataDirectory] = weakref.WeakSet()
 
@@ -151,13 +154,16 @@ class DataDirectory:
 
     def _finish_creation(self) -> None:
         """Complete a creation that a crash cut off after IDENTITY was there."""
-        for name in ("IDENTITY.tmp", "FOUNDING.tmp"):
+        for name in ("IDENTITY.tmp", "FOUNDING.tmp", "FLOOR.tmp", "QUARANTINE.tmp"):
             self.files.remove(self.path / name)
         if self._identity is None or self._founding is None:
             return
         raw = self._founding.get("configuration")
         if raw is not None:
-            self._write_marker(decode_configuration(raw.encode()))
+            members = decode_configuration(raw.encode()).members
+            self._write_marker(self._identity, [member.node_id for member in members])
+        elif "joining" in self._founding:
+            self._write_marker(self._identity, ())
         self._remove_founding()
 
     # -- what is known --------------------------------------------------------------------------
@@ -203,13 +209,13 @@ class DataDirectory:
         """This directory's incarnation, drawn and made durable at the first call.
 
         Must be called before the first contact with peers, so that a crash in the middle of
-        founding never shows them two incarnations of one directory.
+        founding or joining never shows them two incarnations of one directory.
         """
         self._check_usable()
         if self._identity is not None:
             return self._identity.incarnation
         if self._founding is None:
-            self._write_founding(secrets.token_bytes(INCARNATION_SIZE), None)
+            self._write_founding(secrets.token_bytes(INCARNATION_SIZE), {})
         assert self._founding is not None
         return bytes.fromhex(self._founding["incarnation"])
 
@@ -224,9 +230,7 @@ class DataDirectory:
                 node with this directory's incarnation.
             StorageError: the disk failed.
         """
-        self._check_usable()
-        if self._identity is not None:
-            raise BootstrapError(f"{self.path} belongs to cluster {self._identity.cluster_id}")
+        self._check_empty()
         incarnation = self.founding_incarnation()
         member = configuration.member(self.node_id)
         if member is None or member.incarnation != incarnation:
@@ -234,31 +238,77 @@ class DataDirectory:
                 f"the bootstrap configuration does not hold {self.node_id} as it is here"
             )
         identity = Identity(configuration.cluster_id, self.node_id, incarnation)
-        with self._final(f"bootstrapping {self.path}"):
-            self._write_founding(incarnation, configuration)
-            self._create_log(identity, configuration)
-            self._write_identity(identity)
-            self._identity = identity
-            self._write_marker(configuration)
-            self._remove_founding()
+        self._create(identity, configuration)
         _log.info("bootstrapped %s of cluster %s", self.node_id, configuration.cluster_id)
         return identity
 
-    def _write_founding(self, incarnation: bytes, configuration: Configuration | None) -> None:
-        body = stamp({"node_id": self.node_id, "incarnation": incarnation.hex()})
-        if configuration is not None:
-            body["configuration"] = encode_configuration(configuration).decode()
+    def join(self, cluster_id: str) -> Identity:
+        """Create an empty log for a node that joins a cluster which others founded.
+
+        The log holds nothing, not even a configuration: everything comes from the leader. A crash
+        at any step leaves a directory that is still forming (call it again) or a finished one.
+
+        Raises:
+            BootstrapError: there is an identity already.
+            StorageError: the disk failed.
+        """
+        self._check_empty()
+        identity = Identity(cluster_id, self.node_id, self.founding_incarnation())
+        self._create(identity, None)
+        _log.info("%s is to join cluster %s", self.node_id, cluster_id)
+        return identity
+
+    def _check_empty(self) -> None:
+        self._check_usable()
+        if self._identity is not None:
+            raise BootstrapError(f"{self.path} belongs to cluster {self._identity.cluster_id}")
+
+    def _create(self, identity: Identity, configuration: Configuration | None) -> None:
+        """FOUNDING says what for, then the log, then IDENTITY, then the marker."""
+        if configuration is None:
+            purpose, members = {"joining": identity.cluster_id}, []
+        else:
+            purpose = {"configuration": encode_configuration(configuration).decode()}
+            members = [member.node_id for member in configuration.members]
+        with self._final(f"creating {self.path}"):
+            self._write_founding(identity.incarnation, purpose)
+            self._create_log(identity, configuration)
+            self._write_identity(identity)
+            self._identity = identity
+            self._write_marker(identity, members)
+            self._remove_founding()
+
+    def adopt_log(self, configuration: Configuration, incarnation: bytes) -> Identity:
+        """Give a directory whose log and snapshots were just built in it its IDENTITY, then marker.
+
+        For recovery and restore. IDENTITY is what makes the directory one that may be opened: a
+        crash before leaves a log without it, which every start refuses.
+
+        Raises:
+            BootstrapError: there is an identity already.
+            StorageError: the disk failed.
+        """
+        self._check_usable()
+        if self._identity is not None or self._founding is not None:
+            raise BootstrapError(f"{self.path} is not an empty directory")
+        identity = Identity(configuration.cluster_id, self.node_id, incarnation)
+        with self._final(f"finishing {self.path}"):
+            self.files.fsync_directory(self.path)
+            self._write_identity(identity)
+            self._identity = identity
+            self._write_marker(identity, [member.node_id for member in configuration.members])
+        return identity
+
+    def _write_founding(self, incarnation: bytes, purpose: dict[str, str]) -> None:
+        body = stamp({"node_id": self.node_id, "incarnation": incarnation.hex(), **purpose})
         with self._final("writing FOUNDING"):
             self.files.write_atomically(self.path / "FOUNDING", seal(body))
         self._founding = body
 
-    def _create_log(self, identity: Identity, configuration: Configuration) -> None:
+    def _create_log(self, identity: Identity, configuration: Configuration | None) -> None:
         """Build the log aside and move it into place; what a cut-off try left is removed."""
         aside = self.path / "log.new"
-        for leftover in (aside, self.log_path):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        self.files.fsync_directory(self.path)
+        clear_directories(self.files, aside, self.log_path)
         self.files.reached("log:cleared")
         self.files.make_directory(aside)
         create_log(aside, identity, configuration)
@@ -270,21 +320,16 @@ class DataDirectory:
         self.files.reached("log:renamed")
 
     def _write_identity(self, identity: Identity) -> None:
+        self.files.write_atomically(self.path / "IDENTITY", identity_record(identity))
+
+    def _write_marker(self, identity: Identity, members: Sequence[str]) -> None:
+        """Best effort by nature: the parent may belong to somebody else (a mount point)."""
         body = stamp(
             {
                 "cluster_id": identity.cluster_id,
-                "node_id": identity.node_id,
-                "incarnation": identity.incarnation.hex(),
-                "engine": ENGINE,
+                "node_id": self.node_id,
+                "members": list(members),
             }
-        )
-        self.files.write_atomically(self.path / "IDENTITY", seal(body))
-
-    def _write_marker(self, configuration: Configuration) -> None:
-        """Best effort by nature: the parent may belong to somebody else (a mount point)."""
-        members = [member.node_id for member in configuration.members]
-        body = stamp(
-            {"cluster_id": configuration.cluster_id, "node_id": self.node_id, "members": members}
         )
         try:
             self.files.write_atomically(self.marker_path, seal(body))
@@ -324,6 +369,15 @@ class DataDirectory:
         self.close()
 
 
+def clear_directories(files: Files, *paths: Path) -> None:
+    """Remove those trees, as far as they are there; durable when this returns."""
+    for path in paths:
+        if path.exists():
+            shutil.rmtree(path)
+    for parent in {path.parent for path in paths}:
+        files.fsync_directory(parent)
+
+
 def _lock(path: Path) -> int:
     """Take the lock, or raise :class:`LockedError` at once.
 
@@ -341,6 +395,17 @@ def _lock(path: Path) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def identity_record(identity: Identity) -> bytes:
+    """The content of the file IDENTITY."""
+    body = {
+        "cluster_id": identity.cluster_id,
+        "node_id": identity.node_id,
+        "incarnation": identity.incarnation.hex(),
+        "engine": ENGINE,
+    }
+    return seal(stamp(body))
 
 
 def _identity_of(body: dict[str, Any], node_id: str) -> Identity:

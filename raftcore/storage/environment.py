@@ -14,13 +14,27 @@ from typing import Any
 import lmdb
 
 from raftcore.core.membership import encode_configuration
-from raftcore.core.types import Configuration, Entry, EntryType, HardState, SnapshotMeta
+from raftcore.core.types import (
+    FIRST_FEATURE_LEVEL,
+    Configuration,
+    Entry,
+    EntryType,
+    HardState,
+    SnapshotMeta,
+)
 from raftcore.encoding import EncodingError, decode_entry
 from raftcore.errors import LogCorruptError
 from raftcore.storage.base import Identity, Write
 from raftcore.storage.files import storage_error
 from raftcore.storage.plan import Link, Shape, check_value, plan_batch, split_value
-from raftcore.storage.records import RecordError, check_format, seal, stamp, unseal
+from raftcore.storage.records import (
+    FIRST_FORMAT_VERSION,
+    RecordError,
+    check_format,
+    seal,
+    stamp,
+    unseal,
+)
 
 DEFAULT_MAP_SIZE_BYTES = 16 * 2**30
 DEFAULT_MAP_LIMIT_BYTES = 256 * 2**30
@@ -30,6 +44,13 @@ _KEY = struct.Struct(">Q")
 
 FORMAT, HARD_STATE, COMMIT_HINT = b"format", b"hard_state", b"commit_hint"
 SNAPSHOT, FIRST, LAST, RUNS = b"snap_ptr", b"first", b"last", b"runs"
+#: The run in which FLOOR was last known to be there; a program that does not know it leaves this.
+FLOOR = b"floor"
+META_KEYS = (FORMAT, HARD_STATE, COMMIT_HINT, FIRST, LAST, SNAPSHOT, RUNS, FLOOR)
+
+#: Format 2 has a FLOOR beside it. It is also read by release 0.1 until the log holds what that
+#: release does not know: a configuration of a later feature level, or a quarantine.
+LOG_FORMAT = 2
 
 
 def key_of(index: int) -> bytes:
@@ -108,7 +129,7 @@ class Environment:
     def put_shape(self, txn: lmdb.Transaction[bytes], old: Shape | None, new: Shape) -> None:
         """Write the records in which ``new`` differs from ``old`` (all of them when None)."""
         for key, before, after in (
-            (HARD_STATE, old and _hard_state_body(old), _hard_state_body(new)),
+            (HARD_STATE, old and hard_state_body(old), hard_state_body(new)),
             (COMMIT_HINT, old and {"index": old.commit_hint}, {"index": new.commit_hint}),
             (FIRST, old and _link_body(old.before), _link_body(new.before)),
             (LAST, old and _link_body(old.tip), _link_body(new.tip)),
@@ -175,27 +196,41 @@ def checked_entry(index: int, value: bytes) -> tuple[Entry, bytes]:
 # -- records ------------------------------------------------------------------------------------
 
 
-def format_body(identity: Identity) -> dict[str, Any]:
+def format_body(identity: Identity, min_reader: int = FIRST_FORMAT_VERSION) -> dict[str, Any]:
     """Ties the log to the directory it was made for."""
     return stamp(
         {
             "cluster_id": identity.cluster_id,
             "node_id": identity.node_id,
             "incarnation": identity.incarnation.hex(),
-        }
+        },
+        LOG_FORMAT,
+        min_reader,
     )
 
 
-def _hard_state_body(shape: Shape) -> dict[str, Any]:
+def reader_of(configuration: Configuration) -> int:
+    """The oldest reader of a log that holds ``configuration``."""
+    first = configuration.level == FIRST_FEATURE_LEVEL
+    return FIRST_FORMAT_VERSION if first else LOG_FORMAT
+
+
+def hard_state_body(shape: Shape) -> dict[str, Any]:
     """Term and vote in one record: no crash can show one without the other (rule 2)."""
     return {"term": shape.hard_state.term, "vote": shape.hard_state.vote}
+
+
+def hard_state_of(body: dict[str, Any]) -> HardState:
+    """Term and vote in a record; KeyError, TypeError or ValueError if it holds none."""
+    return HardState(int(body["term"]), body["vote"])
 
 
 def _link_body(link: Link) -> dict[str, Any]:
     return {"index": link.index, "term": link.term, "chain": link.chain.hex()}
 
 
-def _link_of(body: dict[str, Any]) -> Link:
+def link_of(body: dict[str, Any]) -> Link:
+    """The place in a record; KeyError, TypeError or ValueError if it is none."""
     return Link(int(body["index"]), int(body["term"]), bytes.fromhex(body["chain"]))
 
 
@@ -207,6 +242,12 @@ class Pointer:
     term: int
     size_bytes: int
     digest: bytes
+
+
+def pointer_of(body: dict[str, Any]) -> Pointer:
+    """The pointer in a record; KeyError, TypeError or ValueError if it is none."""
+    digest = bytes.fromhex(body["digest"])
+    return Pointer(int(body["index"]), int(body["term"]), int(body["size_bytes"]), digest)
 
 
 def _pointer_body(meta: SnapshotMeta) -> dict[str, Any]:
@@ -226,6 +267,8 @@ class MetaRecords:
     shape: Shape  #: without the snapshot, which is in a file
     pointer: Pointer | None
     runs: int
+    #: The run that last knew of FLOOR; None before there was one.
+    floor_runs: int | None
 
 
 def read_meta(environment: Environment) -> MetaRecords:
@@ -236,25 +279,25 @@ def read_meta(environment: Environment) -> MetaRecords:
         FormatTooNewError: a newer release wrote the log.
     """
     with environment.env.begin() as txn:
-        bodies = {
-            key: environment.get_record(txn, key)
-            for key in (FORMAT, HARD_STATE, COMMIT_HINT, FIRST, LAST, SNAPSHOT, RUNS)
-        }
+        bodies = {key: environment.get_record(txn, key) for key in META_KEYS}
     try:
         form = _present(bodies, FORMAT)
         check_format(form, "the log")
         hard_state, hint = _present(bodies, HARD_STATE), _present(bodies, COMMIT_HINT)
         shape = Shape(
-            hard_state=HardState(int(hard_state["term"]), hard_state["vote"]),
+            hard_state=hard_state_of(hard_state),
             commit_hint=int(hint["index"]),
-            before=_link_of(_present(bodies, FIRST)),
-            tip=_link_of(_present(bodies, LAST)),
+            before=link_of(_present(bodies, FIRST)),
+            tip=link_of(_present(bodies, LAST)),
         )
-        body = bodies[SNAPSHOT]
-        pointer = body and Pointer(
-            body["index"], body["term"], body["size_bytes"], bytes.fromhex(body["digest"])
+        body, floor = bodies[SNAPSHOT], bodies[FLOOR]
+        return MetaRecords(
+            form,
+            shape,
+            None if body is None else pointer_of(body),
+            int(_present(bodies, RUNS)["count"]),
+            None if floor is None else int(floor["runs"]),
         )
-        return MetaRecords(form, shape, pointer or None, int(_present(bodies, RUNS)["count"]))
     except (RecordError, KeyError, TypeError, ValueError) as error:
         raise LogCorruptError(f"the meta records do not read: {error!r}") from error
 
@@ -266,23 +309,28 @@ def _present(bodies: dict[bytes, dict[str, Any] | None], key: bytes) -> dict[str
     return body
 
 
-def create_log(path: Path, identity: Identity, configuration: Configuration) -> None:
+def create_log(path: Path, identity: Identity, configuration: Configuration | None) -> None:
     """A new log in the empty directory ``path``: entry 1 is the configuration, committed.
 
     Term 1 with no vote: every founder holds the same entry as if a leader of term 1 had sent it,
-    and nobody can vote in that term for somebody who did not.
+    and nobody can vote in that term for somebody who did not. Without a configuration the log is
+    empty and of term 0: that of a node which joins a cluster that others founded.
 
     Raises:
         StorageError: the disk failed.
     """
-    entry = Entry(1, 1, EntryType.CONFIGURATION, encode_configuration(configuration))
-    write = Write(HardState(1, None), None, (entry,), commit_hint=1)
+    write = Write(None, None, ())
+    reader = LOG_FORMAT
+    if configuration is not None:
+        entry = Entry(1, 1, EntryType.CONFIGURATION, encode_configuration(configuration))
+        write = Write(HardState(1, None), None, (entry,), commit_hint=1)
+        reader = reader_of(configuration)
     batch = plan_batch(Shape(), [write], lambda index: Link(index, 0, b""))
     try:
         environment = Environment.open(path, DEFAULT_MAP_SIZE_BYTES, create=True)
         try:
             with environment.env.begin(write=True) as txn:
-                environment.put_record(txn, FORMAT, format_body(identity))
+                environment.put_record(txn, FORMAT, format_body(identity, reader))
                 environment.put_record(txn, RUNS, {"count": 0})
                 environment.put_values(txn, batch.first, batch.values)
                 environment.put_shape(txn, None, batch.after)

@@ -51,6 +51,17 @@ class Files:
         """Flush data and metadata of an open file."""
         os.fsync(fd)
 
+    def fdatasync(self, fd: int) -> None:
+        """Flush the data of an open file whose size does not change."""
+        os.fdatasync(fd)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> None:
+        """Write all of ``data`` at ``offset``."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(fd, view, offset)
+            view, offset = view[written:], offset + written
+
     def fsync_path(self, path: Path) -> None:
         """Flush a file that somebody else wrote."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

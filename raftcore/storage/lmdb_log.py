@@ -1,77 +1,57 @@
 """The durable log: entries, hard state and the snapshot pointer in one LMDB environment.
 
 :func:`open_log` follows the open order of D1; :class:`LmdbLog` implements
-:class:`~raftcore.storage.base.LogStorage`. One ``persist`` is one synchronous LMDB transaction. The
-first storage error is latched and final (rule 46).
+:class:`~raftcore.storage.base.LogStorage`. One ``persist`` is one synchronous LMDB transaction, and
+FLOOR is written after it when its rule says so (D3). The first storage error is latched and final
+(rule 46).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import lmdb
 
-from raftcore.core.types import Configuration, Entry, SnapshotMeta
-from raftcore.errors import (
-    IdentityError,
-    LogCorruptError,
-)
-from raftcore.storage.base import Identity, Recovered, Write
+from raftcore.core.membership import ConfigurationStack, decode_configuration
+from raftcore.core.types import Configuration, EntryType, SnapshotMeta
+from raftcore.errors import IdentityError, LogCorruptError
+from raftcore.storage.base import Identity, Recovered, ScrubProgress, StorageStats, Write
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.environment import (
     DEFAULT_MAP_LIMIT_BYTES,
     DEFAULT_MAP_SIZE_BYTES,
-    RUNS,
-    Environment,
-    MetaRecords,
-    Pointer,
-    checked_entry,
-    format_body,
-    index_of,
-    key_of,
-    read_meta,
+    FORMAT,
+    LOG_FORMAT,
+    reader_of,
 )
-from raftcore.storage.files import storage_error, storage_errors
+from raftcore.storage.files import storage_errors
+from raftcore.storage.floor import Floor, count_other_voters
 from raftcore.storage.latch import WriterThread
+from raftcore.storage.log_reader import LogReader
+from raftcore.storage.maintenance import Maintenance
+from raftcore.storage.opening import Opened, Opener, OpenOptions, floor_of_shape
 from raftcore.storage.plan import (
-    Link,
-    Shape,
+    Batch,
     plan_batch,
     shape_after_compaction,
     shape_after_install,
 )
-from raftcore.storage.recovery import (
-    VERIFY_LIMIT_BYTES,
-    check_file,
-    check_snapshot_fits,
-    choose_snapshot,
-    leave_clean_mark,
-    take_clean_mark,
-    verify_entries,
-)
+from raftcore.storage.quarantine import QuarantineFile
+from raftcore.storage.records import FIRST_FORMAT_VERSION
+from raftcore.storage.recovery import VERIFY_LIMIT_BYTES, check_snapshot_fits, leave_clean_mark
+from raftcore.storage.scrub import Scrubber
 from raftcore.storage.snapshot_format import SnapshotHeader
-from raftcore.storage.snapshots import (
-    KEPT_SNAPSHOTS,
-    FileSnapshotReceiver,
-    FileSnapshotWriter,
-    SnapshotDirectory,
-)
-from raftcore.storage.transactions import Transactions
+from raftcore.storage.snapshots import KEPT_SNAPSHOTS, FileSnapshotReceiver, FileSnapshotWriter
 
 _log = logging.getLogger(__name__)
 
 _open_logs: weakref.WeakSet[LmdbLog] = weakref.WeakSet()
-
-_NOT_OUR_LOG = (
-    lmdb.InvalidError,
-    lmdb.VersionMismatchError,
-    lmdb.CorruptedError,
-    lmdb.NotFoundError,
-)
 
 
 def open_log(
@@ -81,12 +61,24 @@ def open_log(
     map_limit_bytes: int = DEFAULT_MAP_LIMIT_BYTES,
     expected_cluster_id: str | None = None,
     verify_limit_bytes: int = VERIFY_LIMIT_BYTES,
+    accept_loss: bool = False,
+    clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> LmdbLog:
     """Open the log of a bootstrapped directory, believing nothing that has not been verified.
 
-    ``map_size_bytes`` is the memory map to begin with (sparse; it costs address space only) and
-    ``map_limit_bytes`` how far it may grow. After an unclean stop a file of up to
-    ``verify_limit_bytes`` is verified in this process, a larger one by a child.
+    A log that has lost something is opened in quarantine (:attr:`Recovered.quarantine`) if there
+    are other voters, and refused otherwise.
+
+    Args:
+        directory: where it is; with an identity.
+        map_size_bytes: the memory map to begin with (sparse; it costs address space only).
+        map_limit_bytes: how far the map may grow.
+        expected_cluster_id: refuse any other cluster.
+        verify_limit_bytes: after an unclean stop a file of up to this size is verified in this
+            process, a larger one by a child.
+        accept_loss: the operator's word, for a voter that is alone: go on although FLOOR is lost or
+            says that the log went back.
+        clock_ns: monotonic clock.
 
     Raises:
         IdentityError: no identity yet, another cluster's, or a log of another directory.
@@ -101,123 +93,60 @@ def open_log(
         raise IdentityError(
             f"{directory.path} belongs to cluster {identity.cluster_id}, not {expected_cluster_id}"
         )
-    files, path = directory.files, directory.log_path
-    if not path.is_dir():
-        raise LogCorruptError(f"{path} is missing")
-    with storage_errors(f"opening {path}"):
-        clean = take_clean_mark(path, files)
-        check_file(path, files, clean=clean, verify_limit_bytes=verify_limit_bytes)
+    options = OpenOptions(
+        map_size_bytes, map_limit_bytes, verify_limit_bytes, accept_loss, clock_ns
+    )
+    opened = Opener(directory, identity, options).open()
+    log = LmdbLog(directory, identity, opened, clock_ns)
     try:
-        environment = Environment.open(path, map_size_bytes)
-    except _NOT_OUR_LOG as error:
-        raise LogCorruptError(f"{path}: {error}") from error
-    except lmdb.Error as error:
-        raise storage_error(error, f"opening {path}") from error
-    log = LmdbLog(directory, identity, environment, map_limit_bytes)
-    try:
-        log._recover()
+        log._settle_after_open()
     except BaseException:
         log._abandon()
         raise
     return log
 
 
-class LmdbLog:
+class LmdbLog(LogReader):
     """A :class:`~raftcore.storage.base.LogStorage` on LMDB. Made by :func:`open_log`."""
 
     def __init__(
         self,
         directory: DataDirectory,
         identity: Identity,
-        environment: Environment,
-        map_limit_bytes: int,
+        opened: Opened,
+        clock_ns: Callable[[], int],
     ) -> None:
+        super().__init__(opened.transactions, opened.snapshots, opened.shape)
         self._directory = directory
         self._identity = identity
-        self._environment = environment
-        self._transactions = Transactions(environment, map_limit_bytes)
         self._files = directory.files
-        self._snapshots = SnapshotDirectory(directory.snapshot_path, directory.files)
         self._writer = WriterThread()
-        self._shape = Shape()
-        self._recovered: Recovered | None = None
-        self.runs = 0  #: how often this log has been opened, this time included
+        self._configurations = opened.configurations
+        self._recovered: Recovered | None = opened.recovered
+        self._floor = opened.floor
+        self._floor_file = opened.floor_file
+        self._quarantine = opened.quarantine
+        self._quarantine_file = QuarantineFile(directory.path, directory.files)
+        self._format = opened.format
+        self._maintenance = Maintenance(opened.transactions, clock_ns)
+        self._scrubber = Scrubber(
+            opened.transactions, opened.snapshots, lambda: self._shape.snapshot_position
+        )
+        self.runs = opened.runs  #: how often this log has been opened, this time included
         _open_logs.add(self)
 
-    # -- opening --------------------------------------------------------------------------------
-
-    def _recover(self) -> None:
-        """Steps 7, 9 and 10 of D1, on the freshly mapped environment."""
-        with self._transactions.final("opening the log"):
-            self._environment.env.reader_check()
-            records = read_meta(self._environment)
-            self._check_owner(records)
-            self._count_run(records)
-            self._snapshots.prepare()
-            self._recover_log(records)
+    def _settle_after_open(self) -> None:
         with self._transactions.final("settling the snapshots"):
             self._settle_snapshots()
-
-    def _check_owner(self, records: MetaRecords) -> None:
-        body = format_body(self._identity)
-        if any(records.format.get(key) != body[key] for key in ("cluster_id", "node_id")):
-            raise IdentityError("the log was made for another node or cluster")
-        if records.format.get("incarnation") != body["incarnation"]:
-            raise IdentityError("the log was made for another incarnation of this node")
-
-    def _count_run(self, records: MetaRecords) -> None:
-        """One durable commit before anything is asserted: a disk that cannot write shows here."""
-        self.runs = records.runs + 1
-        with self._environment.env.begin(write=True) as txn:
-            self._environment.put_record(txn, RUNS, {"count": self.runs})
-
-    def _recover_log(self, records: MetaRecords) -> None:
-        shape, pointer = records.shape, records.pointer
-        snapshot = choose_snapshot(self._snapshots, pointer, shape)
-        candidates = {index for index, _ in self._snapshots.positions()}
-        verified = verify_entries(self._environment, shape, candidates)
-        if snapshot is not None:
-            check_snapshot_fits(snapshot, verified.links.get(snapshot.index))
-        if pointer is not None and (snapshot is None or snapshot.digest != pointer.digest):
-            self._snapshots.set_aside(pointer.index, pointer.term)
-        newer = self._orphan(verified.links, 0 if snapshot is None else snapshot.index)
-        after = replace(shape, snapshot=newer or snapshot)
-        self._repoint(pointer, after.snapshot)
-        self._shape = after
-        start = 0 if after.snapshot is None else after.snapshot.index
-        self._recovered = Recovered(
-            hard_state=after.hard_state,
-            first_index=after.first_index,
-            last_index=after.last_index,
-            terms=tuple(verified.terms),
-            snapshot=after.snapshot,
-            configurations=tuple(c for c in verified.configurations if c[0] > start),
-            commit_hint=after.commit_hint,
-            before_first=after.before.position,
-        )
-
-    def _orphan(self, links: dict[int, Link], above: int) -> SnapshotMeta | None:
-        """A finished snapshot that a crash left without a pointer, if it is of this very log."""
-        for index, term in self._snapshots.positions():
-            if index <= above:
-                return None
-            meta, link = self._snapshots.verified_or_none(index, term), links.get(index)
-            if meta is not None and link == Link(index, term, meta.chain):
-                return meta
-        return None
-
-    def _repoint(self, pointer: Pointer | None, chosen: SnapshotMeta | None) -> None:
-        """Make the pointer name the chosen snapshot, and remove what lies beyond it."""
-        if (pointer and pointer.digest) != (chosen and chosen.digest):
-            self._transactions.durable(lambda txn: self._environment.put_pointer(txn, chosen))
-        start = 0 if chosen is None else chosen.index
-        self._snapshots.remove([p for p in self._snapshots.positions() if p[0] > start])
-
-    # -- reading --------------------------------------------------------------------------------
 
     @property
     def identity(self) -> Identity:
         return self._identity
+
+    @property
+    def configuration(self) -> Configuration:
+        """The newest configuration in the log or its snapshot; without members if it has none."""
+        return self._configurations.current
 
     def load(self) -> Recovered:
         """See :meth:`LogStorage.load`; what was found when the log was opened."""
@@ -226,78 +155,11 @@ class LmdbLog:
         recovered, self._recovered = self._recovered, None
         return recovered
 
-    def read(self, first: int, last: int, max_bytes: int) -> list[Entry]:
-        """See :meth:`LogStorage.read`.
-
-        Raises:
-            LogCorruptError: an entry does not verify; final.
-        """
-        entries: list[Entry] = []
-        with self._transactions.reading("reading entries") as txn:
-            cursor = txn.cursor(self._environment.entries)
-            size_bytes, found = 0, cursor.set_key(key_of(first))
-            while found and first + len(entries) <= last:
-                index = index_of(cursor.key())
-                if index != first + len(entries):
-                    raise LogCorruptError(f"entry {first + len(entries)} is missing")
-                entry, _ = checked_entry(index, cursor.value())
-                size_bytes += entry.size_bytes
-                if entries and size_bytes > max_bytes:
-                    break
-                entries.append(entry)
-                found = cursor.next()
-        return entries
-
-    def chain_at(self, index: int) -> bytes:
-        """See :meth:`LogStorage.chain_at`.
-
-        Raises:
-            LookupError: that place is not known here (compacted, or beyond the end).
-            LogCorruptError: the entry does not verify; final.
-        """
-        self._transactions.check()
-        shape = self._shape
-        for link in (shape.tip, shape.before):
-            if link.index == index:
-                return link.chain
-        if shape.snapshot is not None and shape.snapshot.index == index:
-            return shape.snapshot.chain
-        with self._transactions.reading("reading the chain") as txn:
-            found = self._environment.get_link(txn, index)
-        if found is None:
-            raise LookupError(f"the log holds nothing at {index}")
-        return found.chain
-
     def free_bytes(self) -> int:
         """See :meth:`LogStorage.free_bytes`."""
         with storage_errors("looking at the file system"):
             found = os.statvfs(self._directory.log_path)
         return found.f_bavail * found.f_frsize
-
-    def newest_snapshot(self) -> SnapshotMeta | None:
-        """The snapshot in force."""
-        self._transactions.check()
-        return self._shape.snapshot
-
-    def read_snapshot_chunk(self, meta: SnapshotMeta, offset: int, max_bytes: int) -> bytes:
-        """See :meth:`LogStorage.read_snapshot_chunk`."""
-        with self._transactions.final("reading a snapshot"):
-            if self._snapshots.finished.get((meta.index, meta.term)) != meta:
-                return b""
-            return self._snapshots.read_chunk(meta, offset, max_bytes)
-
-    def snapshot_records(self, meta: SnapshotMeta) -> Iterator[bytes]:
-        """See :meth:`LogStorage.snapshot_records`.
-
-        Where our own snapshot of a place came before the leader's, ours is read: the bytes differ,
-        the state does not.
-
-        Raises:
-            LogCorruptError: the file does not verify; final.
-        """
-        with self._transactions.final("reading a snapshot"):
-            known = self._snapshots.finished.get((meta.index, meta.term), meta)
-            yield from self._snapshots.records(known)
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -314,16 +176,38 @@ class LmdbLog:
         batch = plan_batch(old, writes, self._link_at)
         if batch.after == old:
             return
+        body = self._format_with(_reader_of_writes(writes))
 
         def fill(txn: lmdb.Transaction[bytes]) -> None:
             if batch.truncate_from is not None:
                 self._environment.delete_from(txn, batch.truncate_from, old.last_index + 1)
             self._environment.put_values(txn, batch.first, batch.values)
             self._environment.put_shape(txn, old, batch.after)
+            if body != self._format:
+                self._environment.put_record(txn, FORMAT, body)
 
         with self._transactions.final("writing the log"):
+            self._lower_floor(batch)
             self._transactions.durable(fill)
-        self._shape = batch.after
+            self._shape, self._format = batch.after, body
+            for write in writes:
+                _follow(self._configurations, write)
+            self._floor.committed(self._floor_now())
+
+    def _lower_floor(self, batch: Batch) -> None:
+        """FLOOR never says more than the log holds, not even between two steps of a write."""
+        if batch.truncate_from is not None:
+            link = self._link_at(batch.truncate_from - 1)
+            self._floor.before_truncation(link.index, link.term)
+
+    def _floor_now(self) -> Floor:
+        return floor_of_shape(self._shape, self._configurations, self._identity.node_id, self.runs)
+
+    def _format_with(self, reader: int) -> dict[str, Any]:
+        """The format record, with at least that reader."""
+        return self._format | {
+            "min_reader_version": max(reader, self._format["min_reader_version"])
+        }
 
     def compact(self, first_index: int, max_entries: int = 1000) -> bool:
         """See :meth:`LogStorage.compact`.
@@ -375,6 +259,7 @@ class LmdbLog:
                 check_snapshot_fits(finished, self._link_at(meta.index))
                 self._transactions.durable(lambda txn: self._environment.put_pointer(txn, finished))
                 self._shape = replace(self._shape, snapshot=finished)
+                self._configurations.compact(finished.index)
                 self._files.reached("adopt:pointed")
             return self._settle_snapshots()
 
@@ -400,15 +285,29 @@ class LmdbLog:
                 keep_log = self._log_matches(finished)
                 after = shape_after_install(old, finished, keep_log=keep_log)
 
+                body = self._format_with(reader_of(finished.configuration))
+
                 def fill(txn: lmdb.Transaction[bytes]) -> None:
                     if not keep_log:
                         txn.drop(self._environment.entries, delete=False)
                     self._environment.put_shape(txn, old, after)
+                    if body != self._format:
+                        self._environment.put_record(txn, FORMAT, body)
 
+                if not keep_log:
+                    self._floor.before_truncation(finished.index, finished.term)
                 self._transactions.durable(fill)
-                self._shape = after
+                self._shape, self._format = after, body
+                self._rebase_configurations(finished, keep_log=keep_log)
                 self._files.reached("install:pointed")
+                self._floor.flush(self._floor_now())
             self._settle_snapshots()
+
+    def _rebase_configurations(self, meta: SnapshotMeta, *, keep_log: bool) -> None:
+        if keep_log:
+            self._configurations.compact(meta.index)
+        else:
+            self._configurations = ConfigurationStack(meta.index, meta.configuration)
 
     def _finished(self, meta: SnapshotMeta) -> SnapshotMeta:
         """What lies finished at that place: ours, when a leader's came second, or the reverse."""
@@ -438,42 +337,128 @@ class LmdbLog:
         self._files.reached("snapshots:settled")
         return max([shape.first_index, *(index + 1 for index, _ in kept)])
 
-    def _link_at(self, index: int) -> Link:
-        """The place of an index that must be in the log."""
-        for link in (self._shape.tip, self._shape.before):
-            if link.index == index:
-                return link
-        with self._transactions.reading("reading the chain") as txn:
-            found = self._environment.get_link(txn, index)
-            if found is None:
-                raise LogCorruptError(f"entry {index} is missing")
-            return found
+    # -- quarantine and upkeep ------------------------------------------------------------------
+
+    def enter_quarantine(self, reason: str) -> None:
+        """See :meth:`LogStorage.enter_quarantine`.
+
+        Raises:
+            LogCorruptError: this voter is alone; nothing happened.
+            StorageError: final.
+        """
+        self._transactions.check()
+        if self._quarantine is not None:
+            return
+        if not count_other_voters(self._configurations.current, self._identity.node_id):
+            raise LogCorruptError(reason)
+        body = self._format_with(LOG_FORMAT)
+        with self._transactions.final("beginning the quarantine"):
+            self._quarantine = self._quarantine_file.begin(reason, self._floor.recorded)
+            self._transactions.durable(lambda txn: self._environment.put_record(txn, FORMAT, body))
+            self._format = body
+
+    def end_quarantine(self) -> None:
+        """See :meth:`LogStorage.end_quarantine`.
+
+        Raises:
+            StorageError: final.
+        """
+        self._writer.check()
+        if self._quarantine is None:
+            return
+        with self._transactions.final("ending the quarantine"):
+            self._floor.flush(self._floor_now())
+            self._quarantine_file.end()
+        _log.warning("the quarantine is over; it was because %s", self._quarantine.reason)
+        self._quarantine = None
+
+    def maintain(self) -> None:
+        """See :meth:`LogStorage.maintain`.
+
+        Raises:
+            StorageError: final.
+        """
+        self._writer.check()
+        with self._transactions.final("looking after the log"):
+            self._floor.committed(self._floor_now())
+            self._maintenance.run()
+
+    def scrub(self, max_entries: int = 1000) -> ScrubProgress:
+        """See :meth:`LogStorage.scrub`.
+
+        Raises:
+            LogCorruptError: something is damaged; final.
+        """
+        with self._transactions.final("scrubbing"):
+            return self._scrubber.step(max_entries)
+
+    def stats(self) -> StorageStats:
+        """See :meth:`LogStorage.stats`."""
+        sizes, quarantine = self._maintenance.sizes, self._quarantine
+        return StorageStats(
+            commits=self._transactions.commits,
+            commit_seconds=self._transactions.commit_ns / 1e9,
+            floor_writes=self._floor.writes,
+            used_bytes=sizes.used_bytes,
+            free_bytes=sizes.free_bytes,
+            map_bytes=sizes.map_bytes,
+            limit_bytes=self._transactions.map_limit_bytes,
+            runs=self.runs,
+            quarantine=None if quarantine is None else quarantine.reason,
+            scrub=self._scrubber.progress,
+        )
 
     # -- end ------------------------------------------------------------------------------------
 
-    def end_quarantine(self) -> None:
-        """See :meth:`LogStorage.end_quarantine`."""
-
-    def maintain(self) -> None:
-        """See :meth:`LogStorage.maintain`."""
-
     def close(self) -> None:
-        """Close the environment; after a run without an error, leave the mark of a clean stop.
+        """Bring FLOOR up to date and close; after a run without an error, leave the clean mark.
 
         The directory's lock is the caller's. Harmless when repeated.
 
         Raises:
-            StorageError: the mark could not be written; the log is safe, the next start verifies.
+            StorageError: FLOOR or the mark could not be written; the log is safe, the next start
+                verifies.
         """
-        if self._transactions.close():
+        try:
+            if self._transactions.usable:
+                with self._transactions.final("recording the end"):
+                    self._floor.flush(self._floor_now())
+        finally:
+            sound = self._transactions.close()
+            self._scrubber.close()
+            self._floor_file.close()
+        if sound:
             with storage_errors("leaving the clean mark"):
                 leave_clean_mark(self._directory.log_path, self._files)
 
     def _abandon(self) -> None:
         self._transactions.abandon()
+        self._floor_file.close()
 
     def _poison(self) -> None:
         self._transactions.poison()
+
+
+def _follow(configurations: ConfigurationStack, write: Write) -> None:
+    """What a write does to the configurations along the log (rules 38, 39)."""
+    if write.truncate_from is not None:
+        configurations.truncate(write.truncate_from)
+    for entry in write.entries:
+        if entry.type is EntryType.CONFIGURATION:
+            configurations.push(entry.index, decode_configuration(entry.data))
+
+
+def _reader_of_writes(writes: Sequence[Write]) -> int:
+    """The oldest reader of a log that holds those configurations."""
+    return max(
+        (
+            reader_of(decode_configuration(entry.data))
+            for write in writes
+            for entry in write.entries
+            if entry.type is EntryType.CONFIGURATION
+        ),
+        default=FIRST_FORMAT_VERSION,
+    )
 
 
 def _poison_all() -> None:

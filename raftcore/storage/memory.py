@@ -22,7 +22,8 @@ from raftcore.core.types import (
 )
 from raftcore.encoding import decode_entry
 from raftcore.errors import GapError, LogCorruptError, StorageError
-from raftcore.storage.base import Identity, Recovered, Write
+from raftcore.storage.base import Identity, Recovered, ScrubProgress, StorageStats, Write
+from raftcore.storage.floor import count_other_voters
 from raftcore.storage.latch import Latch, WriterThread
 from raftcore.storage.plan import (
     Batch,
@@ -48,6 +49,8 @@ class MemoryDisk:
     values: list[bytes] = field(default_factory=list)  #: of ``shape.first_index`` and on
     #: Finished snapshot files by (index, term).
     snapshots: dict[tuple[int, int], tuple[SnapshotMeta, bytes]] = field(default_factory=dict)
+    #: Why the node is in quarantine, or None.
+    quarantine: str | None = None
     #: What :meth:`MemoryLog.free_bytes` says.
     free_bytes: int = 1 << 40
     #: The next write fails with this error ...
@@ -68,6 +71,22 @@ class MemoryDisk:
         entry = Entry(1, 1, EntryType.CONFIGURATION, encode_configuration(configuration))
         disk.apply(plan_batch(disk.shape, [Write(HardState(1), None, (entry,), 1)], disk.link_at))
         return disk
+
+    @classmethod
+    def joining(cls, node_id: str, cluster_id: str, incarnation: bytes) -> MemoryDisk:
+        """A disk of a node that is to join a cluster: it holds nothing."""
+        return cls(Identity(cluster_id, node_id, incarnation))
+
+    def configuration(self) -> Configuration:
+        """The configuration in force at the end of the log."""
+        shape = self.shape
+        for index in range(shape.last_index, shape.snapshot_index, -1):
+            entry, _ = self.entry_at(index)
+            if entry.type is EntryType.CONFIGURATION:
+                return decode_configuration(entry.data)
+        if shape.snapshot is not None:
+            return shape.snapshot.configuration
+        return Configuration(self.identity.cluster_id, ())
 
     def apply(self, batch: Batch) -> None:
         """Make the net change of some writes."""
@@ -103,6 +122,9 @@ class MemoryLog:
         self._latch = Latch()
         self._writer = WriterThread(allow_loop_thread=True)
         self._loaded = False
+        self._commits = 0
+        self._scrub_next = 1
+        self._scrubbed = ScrubProgress()
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -135,6 +157,7 @@ class MemoryLog:
             configurations=tuple(configurations),
             commit_hint=shape.commit_hint,
             before_first=shape.before.position,
+            quarantine=self.disk.quarantine,
         )
 
     def read(self, first: int, last: int, max_bytes: int) -> list[Entry]:
@@ -207,6 +230,7 @@ class MemoryLog:
                 self.disk.apply(batch)
             raise self._latch.trip(failure)
         self.disk.apply(batch)
+        self._commits += 1
 
     def compact(self, first_index: int, max_entries: int = 1000) -> bool:
         """See :meth:`LogStorage.compact`."""
@@ -280,11 +304,56 @@ class MemoryLog:
         self._writer.check()
         self._latch.check()
 
+    def enter_quarantine(self, reason: str) -> None:
+        """See :meth:`LogStorage.enter_quarantine`."""
+        self._latch.check()
+        if self.disk.quarantine is not None:
+            return
+        if not count_other_voters(self.disk.configuration(), self.identity.node_id):
+            raise LogCorruptError(reason)
+        self.disk.quarantine = reason
+
     def end_quarantine(self) -> None:
-        """See :meth:`LogStorage.end_quarantine`; memory is never in quarantine."""
+        """See :meth:`LogStorage.end_quarantine`."""
+        self._begin_write()
+        self.disk.quarantine = None
 
     def maintain(self) -> None:
         """See :meth:`LogStorage.maintain`; memory needs none."""
+        self._begin_write()
+
+    def scrub(self, max_entries: int = 1000) -> ScrubProgress:
+        """See :meth:`LogStorage.scrub`."""
+        self._latch.check()
+        disk, progress = self.disk, replace(self._scrubbed, finished=False)
+        first = max(self._scrub_next, disk.shape.first_index)
+        last = min(disk.shape.last_index, first + max_entries - 1)
+        for index in range(first, last + 1):
+            self._entry_at(index)
+        self._scrub_next = last + 1
+        progress = replace(progress, entries=progress.entries + max(0, last + 1 - first))
+        if last >= disk.shape.last_index:
+            self._scrub_snapshots()
+            self._scrub_next = 1
+            progress = replace(
+                progress,
+                snapshots=progress.snapshots + len(disk.snapshots),
+                passes=progress.passes + 1,
+                finished=True,
+            )
+        self._scrubbed = progress
+        return progress
+
+    def _scrub_snapshots(self) -> None:
+        for meta, raw in self.disk.snapshots.values():
+            if hashlib.sha256(raw).digest() != meta.digest:
+                raise self._latch.trip(LogCorruptError(f"snapshot {meta.index} is damaged"))
+
+    def stats(self) -> StorageStats:
+        """See :meth:`LogStorage.stats`."""
+        return StorageStats(
+            commits=self._commits, quarantine=self.disk.quarantine, scrub=self._scrubbed
+        )
 
     def close(self) -> None:
         """End this run; the disk stays. Harmless when repeated."""

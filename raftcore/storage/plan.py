@@ -62,6 +62,11 @@ class Shape:
     def snapshot_index(self) -> int:
         return 0 if self.snapshot is None else self.snapshot.index
 
+    @property
+    def snapshot_position(self) -> tuple[int, int]:
+        """Index and term of the snapshot in force; (0, 0) without one."""
+        return (0, 0) if self.snapshot is None else (self.snapshot.index, self.snapshot.term)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

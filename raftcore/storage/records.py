@@ -12,9 +12,11 @@ from typing import Any
 
 from raftcore.errors import FormatTooNewError
 
-#: The format this release writes, and the oldest reader that understands it.
-FORMAT_VERSION = 1
-MIN_READER_VERSION = 1
+#: The newest format that this release understands. Each kind of record says for itself which one it
+#: is written in, and which reader it needs at least: what has not changed keeps the bytes that an
+#: older release gave it.
+FORMAT_VERSION = 2
+FIRST_FORMAT_VERSION = 1
 
 
 class RecordError(ValueError):
@@ -45,13 +47,13 @@ def unseal(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def stamp(body: dict[str, Any]) -> dict[str, Any]:
-    """``body`` with the format versions of this release."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "min_reader_version": MIN_READER_VERSION,
-        **body,
-    }
+def stamp(
+    body: dict[str, Any],
+    version: int = FIRST_FORMAT_VERSION,
+    min_reader: int = FIRST_FORMAT_VERSION,
+) -> dict[str, Any]:
+    """``body`` with the format it is written in and the oldest reader that understands it."""
+    return {"format_version": version, "min_reader_version": min_reader, **body}
 
 
 def check_format(body: dict[str, Any], what: str) -> None:

@@ -12,13 +12,14 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
 import lmdb.verify
 
 from raftcore.core.membership import decode_configuration
-from raftcore.core.types import Configuration, EntryType, SnapshotMeta
+from raftcore.core.types import Configuration, Entry, EntryType, SnapshotMeta
 from raftcore.encoding import chain_next
 from raftcore.errors import GapError, LogCorruptError, StorageError, TruncatedFileError
 from raftcore.storage import walk
@@ -55,7 +56,7 @@ def check_file(directory: Path, files: Files, *, clean: bool, verify_limit_bytes
     """
     path = directory / DATA_FILE
     try:
-        size = _check_size(path)
+        _check_size(path)
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             files.fsync(fd)
@@ -69,8 +70,24 @@ def check_file(directory: Path, files: Files, *, clean: bool, verify_limit_bytes
         raise LogCorruptError(f"{path} is missing") from error
     except OSError as error:
         raise storage_error(error, f"checking {path}") from error
-    if clean:
-        return
+    if not clean:
+        check_structure(directory, verify_limit_bytes=verify_limit_bytes)
+
+
+def check_structure(directory: Path, *, verify_limit_bytes: int = VERIFY_LIMIT_BYTES) -> None:
+    """Whether the file may be mapped and every page of it reached. Writes and maps nothing.
+
+    Raises:
+        TruncatedFileError, LogCorruptError: see :func:`check_file`.
+        StorageError: the disk failed.
+    """
+    path = directory / DATA_FILE
+    try:
+        size = _check_size(path)
+    except FileNotFoundError as error:
+        raise LogCorruptError(f"{path} is missing") from error
+    except OSError as error:
+        raise storage_error(error, f"checking {path}") from error
     if size <= verify_limit_bytes:
         _verify_structure(directory)
     else:
@@ -124,19 +141,19 @@ def _walk_in_child(directory: Path, size_bytes: int) -> None:
 # -- the clean mark ------------------------------------------------------------------------------
 
 
-def take_clean_mark(directory: Path, files: Files) -> bool:
-    """Whether the log was closed properly and its file has not been touched since.
-
-    The mark is removed, durably, before this returns: from here on only a proper close renews it.
-    """
-    path = directory / CLEAN_FILE
+def is_clean(directory: Path) -> bool:
+    """Whether the log was closed properly and its file has not been touched since."""
     try:
-        clean: bool = unseal(path.read_bytes()) == _file_body(directory)
+        return unseal((directory / CLEAN_FILE).read_bytes()) == _file_body(directory)
     except (FileNotFoundError, RecordError):
-        clean = False
+        return False
+
+
+def remove_clean_mark(directory: Path, files: Files) -> None:
+    """Durably, before the first change: from here on only a proper close renews it."""
+    path = directory / CLEAN_FILE
     files.remove(path.with_name(CLEAN_FILE + ".tmp"))
     files.remove(path)
-    return clean
 
 
 def leave_clean_mark(directory: Path, files: Files) -> None:
@@ -158,12 +175,55 @@ def _file_body(directory: Path) -> dict[str, int]:
 
 
 class VerifiedLog:
-    """Every entry of the log, verified, reduced to what the core needs at its start."""
+    """Entries of the log, verified, reduced to what the core needs at its start."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Link) -> None:
         self.terms: list[tuple[int, int]] = []
         self.configurations: list[tuple[int, Configuration]] = []
-        self.links: dict[int, Link] = {}
+        self.links: dict[int, Link] = {before.index: before}
+        self.before = before
+        self.tip = before
+
+    def add(self, entry: Entry, link: Link, wanted: set[int]) -> None:
+        """The next entry; ``wanted`` are indexes whose places the caller needs."""
+        if entry.term > self.tip.term or not self.terms:
+            self.terms.append((entry.index, entry.term))
+        if entry.type is EntryType.CONFIGURATION:
+            self.configurations.append((entry.index, _configuration(entry.index, entry.data)))
+        if entry.index in wanted:
+            self.links[entry.index] = link
+        self.tip = link
+
+
+def verified_entries(
+    environment: Environment, txn: lmdb.Transaction[bytes], before: Link
+) -> Iterator[tuple[Entry, Link, bytes]]:
+    """Every entry in order with its place and its stored bytes.
+
+    Raises:
+        LogCorruptError: the next one does not follow: checksum, chain, index or term.
+    """
+    previous = before
+    for key, value in txn.cursor(environment.entries):
+        index = index_of(key)
+        if index != previous.index + 1:
+            raise LogCorruptError(f"entry {index} follows entry {previous.index}")
+        entry, chain = checked_entry(index, value)
+        check_follows(previous, entry, chain, value)
+        previous = Link(index, entry.term, chain)
+        yield entry, previous, value
+
+
+def check_follows(previous: Link, entry: Entry, chain: bytes, value: bytes) -> None:
+    """An entry continues the one before it.
+
+    Raises:
+        LogCorruptError: its chain or its term does not.
+    """
+    if chain != chain_next(previous.chain, split_value(value)[0]):
+        raise LogCorruptError(f"the hash chain breaks at entry {entry.index}")
+    if entry.term < previous.term:
+        raise LogCorruptError(f"the term falls at entry {entry.index}")
 
 
 def verify_entries(environment: Environment, shape: Shape, wanted: set[int]) -> VerifiedLog:
@@ -172,29 +232,13 @@ def verify_entries(environment: Environment, shape: Shape, wanted: set[int]) -> 
     Raises:
         LogCorruptError: anything does not fit. Nothing is ever truncated for it.
     """
-    found = VerifiedLog()
-    found.links[shape.before.index] = shape.before
-    previous = shape.before
+    found = VerifiedLog(shape.before)
     with environment.env.begin() as txn:
-        for key, value in txn.cursor(environment.entries):
-            index = index_of(key)
-            if index != previous.index + 1:
-                raise LogCorruptError(f"entry {index} follows entry {previous.index}")
-            entry, chain = checked_entry(index, value)
-            if chain != chain_next(previous.chain, split_value(value)[0]):
-                raise LogCorruptError(f"the hash chain breaks at entry {index}")
-            if entry.term < previous.term:
-                raise LogCorruptError(f"the term falls at entry {index}")
-            if entry.term > previous.term or not found.terms:
-                found.terms.append((index, entry.term))
-            if entry.type is EntryType.CONFIGURATION:
-                found.configurations.append((index, _configuration(index, entry.data)))
-            previous = Link(index, entry.term, chain)
-            if index in wanted:
-                found.links[index] = previous
-    if previous != shape.tip:
+        for entry, link, _ in verified_entries(environment, txn, shape.before):
+            found.add(entry, link, wanted)
+    if found.tip != shape.tip:
         raise LogCorruptError(
-            f"the log ends at {previous.index}, the meta record says {shape.tip.index}"
+            f"the log ends at {found.tip.index}, the meta record says {shape.tip.index}"
         )
     if shape.commit_hint > shape.tip.index or shape.tip.term > shape.hard_state.term:
         raise LogCorruptError("the commit hint or the term lies outside the log")

@@ -7,6 +7,7 @@ meta table alone: a file nobody points to has no effect.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import logging
@@ -59,6 +60,8 @@ class SnapshotDirectory:
 
     def positions(self) -> list[tuple[int, int]]:
         """(index, term) of every finished file, newest first."""
+        if not self.path.is_dir():
+            return []
         matches = (_NAME.fullmatch(path.name) for path in self.path.iterdir())
         return sorted(((int(m[1]), int(m[2])) for m in matches if m), reverse=True)
 
@@ -80,6 +83,9 @@ class SnapshotDirectory:
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise LogCorruptError(f"snapshot {path.name} is missing") from error
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO:
+                # What the disk can not read is as good as damaged (D4): the older one may do.
+                raise LogCorruptError(f"snapshot {path.name} can not be read") from error
             raise
         header = decoder.header
         if (header.index, header.term) != (index, term):
@@ -111,8 +117,9 @@ class SnapshotDirectory:
         """Unlink those finished files."""
         with storage_errors("removing old snapshots"):
             for position in positions:
-                self.files.remove(self.file_of(*position))
+                # Forgotten first: whoever finds the file gone then knows that it was meant to be.
                 self.finished.pop(position, None)
+                self.files.remove(self.file_of(*position))
 
     def read_chunk(self, meta: SnapshotMeta, offset: int, max_bytes: int) -> bytes:
         """File bytes from ``offset``; empty at the end or when the file is gone.

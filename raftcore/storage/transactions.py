@@ -6,13 +6,14 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import lmdb
 
 from raftcore.errors import ForkedError, NoSpaceError, StorageError
 from raftcore.storage.environment import Environment
-from raftcore.storage.files import storage_error
+from raftcore.storage.files import Files, storage_error
 from raftcore.storage.latch import Latch, ReaderGuard
 
 _log = logging.getLogger(__name__)
@@ -24,9 +25,19 @@ FULL_BELOW_BYTES = 2**20
 class Transactions:
     """Runs every transaction of one log. Any failure is latched, except a map that may grow."""
 
-    def __init__(self, environment: Environment, map_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        map_limit_bytes: int,
+        files: Files,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self.environment = environment
-        self._map_limit_bytes = map_limit_bytes
+        self.map_limit_bytes = map_limit_bytes
+        self.commits = 0
+        self.commit_ns = 0
+        self._files = files
+        self._clock_ns = clock_ns
         self._latch = Latch()
         self._readers = ReaderGuard()
         self._closed = False
@@ -34,6 +45,11 @@ class Transactions:
     def check(self) -> None:
         """Raise the first error again, if there was one."""
         self._latch.check()
+
+    @property
+    def usable(self) -> bool:
+        """Open, and nothing has failed."""
+        return self._latch.error is None
 
     def durable(self, fill: Callable[[lmdb.Transaction[bytes]], object]) -> None:
         """One durable transaction; when the map is full, grow it and try the same afresh.
@@ -43,18 +59,26 @@ class Transactions:
         """
         while True:  # ends at the latest when the map has reached its limit
             try:
-                with self.environment.env.begin(write=True) as txn:
-                    fill(txn)
+                self._commit(fill)
             except lmdb.MapFullError:
                 self._grow_map()
             else:
                 return
 
+    def _commit(self, fill: Callable[[lmdb.Transaction[bytes]], object]) -> None:
+        with self.environment.env.begin(write=True) as txn:
+            fill(txn)
+            self._files.reached("commit:filled")
+            started_ns = self._clock_ns()
+        self.commits += 1
+        self.commit_ns += self._clock_ns() - started_ns
+        self._files.reached("commit:done")
+
     def _grow_map(self) -> None:
         env = self.environment.env
-        size_bytes = min(2 * env.info()["map_size"], self._map_limit_bytes)
+        size_bytes = min(2 * env.info()["map_size"], self.map_limit_bytes)
         if size_bytes <= env.info()["map_size"]:
-            raise NoSpaceError(f"the log's map is at its limit of {self._map_limit_bytes} bytes")
+            raise NoSpaceError(f"the log's map is at its limit of {self.map_limit_bytes} bytes")
         with self._readers.exclusive():
             env.set_mapsize(size_bytes)
         _log.warning("the log's memory map was full and is now %d bytes", size_bytes)

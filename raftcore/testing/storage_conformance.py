@@ -1,32 +1,30 @@
 """What every :class:`~raftcore.storage.base.LogStorage` must do, as tests you can run on yours.
 
-Subclass :class:`StorageConformance`, give it :meth:`~StorageConformance.create` and
-:meth:`~StorageConformance.reopen`, and let pytest collect it (nothing here imports pytest)::
+Subclass :class:`StorageConformance`, give it :meth:`~StorageConformance.create`,
+:meth:`~StorageConformance.create_joining`, :meth:`~StorageConformance.reopen` and
+:meth:`~StorageConformance.damage_snapshot`, and let pytest collect it (nothing here imports
+pytest)::
 
     class TestMyStore(StorageConformance):
         def create(self): ...
+        def create_joining(self): ...
         def reopen(self, storage): ...
+        def damage_snapshot(self, storage, meta): ...
 
 :func:`raftcore.testing.storage_model.check_random_history` adds random histories to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 
-from raftcore.core.membership import decode_configuration, encode_configuration
-from raftcore.core.types import (
-    Entry,
-    EntryType,
-    HardState,
-    Position,
-    SnapshotMeta,
-)
-from raftcore.encoding import GENESIS_CHAIN, chain_next, encode_entry
-from raftcore.errors import StorageError
+from raftcore.core.membership import encode_configuration
+from raftcore.core.types import Entry, EntryType, HardState, Position, SnapshotMeta
+from raftcore.encoding import GENESIS_CHAIN
+from raftcore.errors import LogCorruptError, StorageError
 from raftcore.storage.base import LogStorage, Write
+from raftcore.testing.log_conformance import LogConformance
+from raftcore.testing.snapshot_conformance import SnapshotConformance
 from raftcore.testing.storage_model import (
     CONFIGURATION,
     begin_term,
@@ -37,461 +35,138 @@ from raftcore.testing.storage_model import (
 )
 
 
-@contextmanager
-def refused_by_assertion() -> Iterator[None]:
-    """The block breaks the contract, and the store says so by an AssertionError."""
+def refused_by_the_store(use: Callable[[], object]) -> StorageError:
+    """The storage error that ``use`` ends with."""
     try:
-        yield
-    except AssertionError:
-        return
-    raise RuntimeError("the store accepted what breaks its contract")
+        use()
+    except StorageError as error:
+        return error
+    raise RuntimeError("the store did what it must not")
 
 
-class StorageConformance:
+class StorageConformance(LogConformance, SnapshotConformance):
     """The contract, one method a promise. Collected by pytest through a subclass."""
 
-    def create(self) -> LogStorage:
-        """A new bootstrapped store: entry 1 is a configuration of term 1, committed. Opened."""
+    def create_joining(self) -> LogStorage:
+        """A new store of a node that is to join a cluster: it holds nothing. Opened."""
         raise NotImplementedError
 
-    def reopen(self, storage: LogStorage) -> LogStorage:
-        """Close the store and open what is durable again."""
+    def damage_snapshot(self, storage: LogStorage, meta: SnapshotMeta) -> None:
+        """Change a byte of that snapshot's file, behind the back of the open store."""
         raise NotImplementedError
 
-    # -- log and hard state ---------------------------------------------------------------------
-
-    def test_a_bootstrapped_store_holds_one_committed_configuration(self) -> None:
+    def _of_several_voters(self) -> LogStorage:
+        """A store whose newest configuration has other voters."""
         storage = self.create()
-        found = storage.load()
-        assert found.hard_state == HardState(1, None)
-        assert (found.first_index, found.last_index, found.commit_hint) == (1, 1, 1)
-        assert found.terms == ((1, 1),)
-        assert found.snapshot is None
-        assert found.before_first == Position(0, 0)
-        assert storage.newest_snapshot() is None
-        (entry,) = storage.read(1, 1, 10**6)
-        assert entry.type is EntryType.CONFIGURATION
-        assert found.configurations == ((1, decode_configuration(entry.data)),)
-        member = found.configurations[0][1].member(storage.identity.node_id)
-        assert member is not None
-        assert member.incarnation == storage.identity.incarnation
+        entry = Entry(2, 2, EntryType.CONFIGURATION, encode_configuration(CONFIGURATION))
+        storage.persist([Write(HardState(2, "a"), None, (entry, *commands(3, 30, 2)), 20)])
+        return storage
 
-    def test_entries_come_back_as_they_were_written(self) -> None:
-        storage = self.create()
+    # -- a node that joins ------------------------------------------------------------------------
+
+    def test_a_joiners_store_is_empty_and_stays_so(self) -> None:
+        storage = self.create_joining()
+        for _ in range(2):
+            found = storage.load()
+            assert found.hard_state == HardState()
+            assert (found.first_index, found.last_index, found.commit_hint) == (1, 0, 0)
+            assert (found.terms, found.configurations, found.snapshot) == ((), (), None)
+            assert (found.before_first, found.quarantine) == (Position(0, 0), None)
+            assert storage.read(1, 10, 100) == []
+            assert storage.chain_at(0) == GENESIS_CHAIN
+            storage = self.reopen(storage)
+
+    def test_a_joiner_takes_entries_from_the_first_on(self) -> None:
+        storage = self.create_joining()
         begin_term(storage, 3)
-        written = commands(2, 5, 3, bytes(range(256)))
-        storage.persist([Write(None, None, written)])
-        assert tuple(storage.read(2, 5, 10**6)) == written
         storage = self.reopen(storage)
-        assert tuple(storage.read(2, 5, 10**6)) == written
-
-    def test_hard_state_survives_without_entries(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(7, "b"), None, ())])
-        assert self.reopen(storage).load().hard_state == HardState(7, "b")
-
-    def test_several_writes_are_applied_in_order(self) -> None:
-        storage = self.create()
-        storage.persist(
-            [
-                Write(HardState(2, "a"), None, commands(2, 9, 2)),
-                Write(HardState(3), 6, commands(6, 7, 3)),
-                Write(HardState(4), 7, commands(7, 7, 4)),
-            ]
-        )
+        first = Entry(1, 1, EntryType.CONFIGURATION, encode_configuration(CONFIGURATION))
+        storage.persist([Write(None, None, (first, *commands(2, 9, 3)), 5)])
         found = self.reopen(storage).load()
-        assert found.hard_state == HardState(4)
-        assert found.last_index == 7
-        assert found.terms == ((1, 1), (2, 2), (6, 3), (7, 4))
+        assert (found.first_index, found.last_index, found.commit_hint) == (1, 9, 5)
+        assert found.configurations == ((1, CONFIGURATION),)
 
-    def test_truncation_and_append_are_one_change(self) -> None:
-        storage = self.create()
-        begin_term(storage, 2)
-        storage.persist([Write(None, None, commands(2, 20, 2))])
+    def test_a_joiner_takes_a_snapshot(self) -> None:
+        storage = self.create_joining()
         begin_term(storage, 3)
-        storage.persist([Write(None, 10, commands(10, 12, 3))])
-        expected = [*commands(2, 9, 2), *commands(10, 12, 3)]
-        assert storage.read(2, 100, 10**6) == expected
-        storage = self.reopen(storage)
-        assert storage.read(2, 100, 10**6) == expected
-        assert storage.load().terms == ((1, 1), (2, 2), (10, 3))
+        meta, raw = make_snapshot(50, 3, b"c" * 32, [b"state"])
+        assert receive(storage, meta, raw)
+        storage.install_snapshot(meta)
+        storage.persist([Write(None, None, commands(51, 55, 3))])
+        found = self.reopen(storage).load()
+        assert (found.first_index, found.last_index, found.snapshot) == (51, 55, meta)
 
-    def test_truncation_alone_shortens_the_log(self) -> None:
+    # -- quarantine -------------------------------------------------------------------------------
+
+    def test_a_quarantine_survives_restarts_until_it_is_ended(self) -> None:
+        storage = self._of_several_voters()
+        assert storage.stats().quarantine is None
+        storage.enter_quarantine("first")
+        storage.enter_quarantine("second")
+        assert storage.stats().quarantine == "first"
+        for _ in range(2):
+            storage = self.reopen(storage)
+            found = storage.load()
+            assert found.quarantine == "first"
+            assert (found.hard_state, found.last_index) == (HardState(2, "a"), 30)
+        storage.persist([Write(HardState(3), None, commands(31, 33, 3))])
+        storage.end_quarantine()
+        storage.end_quarantine()
+        assert storage.stats().quarantine is None
+        found = self.reopen(storage).load()
+        assert (found.quarantine, found.last_index) == (None, 33)
+
+    def test_a_lone_voter_has_nobody_to_ask(self) -> None:
         storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        storage.persist([Write(None, 2, ())])
-        assert storage.read(2, 9, 10**6) == []
-        assert self.reopen(storage).load().last_index == 1
+        error = refused_by_the_store(lambda: storage.enter_quarantine("something is lost"))
+        assert isinstance(error, LogCorruptError)
+        assert "something is lost" in str(error)
+        assert self.reopen(storage).load().quarantine is None
 
-    def test_a_truncated_configuration_is_forgotten(self) -> None:
-        storage = self.create()
-        raw = encode_configuration(CONFIGURATION)
-        entry = Entry(2, 2, EntryType.CONFIGURATION, raw)
-        storage.persist([Write(HardState(2), None, (entry,))])
-        storage = self.reopen(storage)
-        assert storage.load().configurations[1:] == ((2, CONFIGURATION),)
-        storage.persist([Write(HardState(3), 2, commands(2, 2, 3))])
-        assert len(self.reopen(storage).load().configurations) == 1
+    # -- upkeep and scrub -------------------------------------------------------------------------
 
-    def test_the_chain_is_that_of_the_entries(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 6, 2))])
-        chain = GENESIS_CHAIN
-        assert storage.chain_at(0) == chain
-        for entry in storage.read(1, 6, 10**6):
-            chain = chain_next(chain, encode_entry(entry))
-            assert storage.chain_at(entry.index) == chain
-        assert self.reopen(storage).chain_at(6) == chain
+    def test_upkeep_changes_nothing_that_can_be_read(self) -> None:
+        storage = self._of_several_voters()
+        storage.maintain()
+        storage.maintain()
+        found = self.reopen(storage).load()
+        assert (found.last_index, found.hard_state) == (30, HardState(2, "a"))
 
-    def test_the_chain_of_an_unknown_place_is_a_lookup_error(self) -> None:
-        storage = self.create()
-        try:
-            storage.chain_at(2)
-        except LookupError:
-            return
-        raise RuntimeError("a chain was given for a place that is not in the log")
+    def test_a_scrub_comes_to_an_end_and_begins_anew(self) -> None:
+        storage = self._of_several_voters()
+        storage.adopt_snapshot(take_snapshot(storage, 10, [b"state"]))
+        for passes in (1, 2):
+            steps = 0
+            while not storage.scrub(7).finished:
+                steps += 1
+                assert 0 < steps < 1000
+            progress = storage.stats().scrub
+            assert (progress.passes, progress.snapshots) == (passes, passes)
+            assert progress.entries == 30 * passes
 
-    def test_the_commit_hint_never_goes_back_nor_beyond_the_log(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2), commit_hint=5)])
-        storage.persist([Write(None, None, commands(10, 10, 2), commit_hint=3)])
-        storage = self.reopen(storage)
-        assert storage.load().commit_hint == 5
-        storage.persist([Write(None, None, (), commit_hint=99)])
-        assert self.reopen(storage).load().commit_hint == 10
-
-    def test_an_empty_write_changes_nothing(self) -> None:
-        storage = self.create()
-        storage.persist([])
-        storage.persist([Write(None, None, ())])
-        assert self.reopen(storage).load().last_index == 1
-
-    def test_reading_stops_at_the_byte_limit_after_at_least_one_entry(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2, bytes(100)))])
-        assert len(storage.read(2, 9, 1)) == 1
-        assert len(storage.read(2, 9, 3 * 164)) == 3
-        assert len(storage.read(2, 4, 10**6)) == 3
-        assert storage.read(10, 12, 10**6) == []
-        assert storage.read(0, 5, 10**6) == []
-
-    # -- what breaks the contract ---------------------------------------------------------------
-
-    def test_a_gap_is_refused_and_changes_nothing(self) -> None:
-        storage = self.create()
-        begin_term(storage, 2)
-        with refused_by_assertion():
-            storage.persist([Write(None, None, commands(3, 3, 2))])
-        with refused_by_assertion():
-            storage.persist([Write(None, 5, commands(5, 5, 2))])
-        storage.persist([Write(None, None, commands(2, 3, 2))])
-        assert storage.read(2, 9, 10**6) == list(commands(2, 3, 2))
-
-    def test_a_falling_term_is_refused(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(5), None, commands(2, 3, 5))])
-        with refused_by_assertion():
-            storage.persist([Write(None, None, commands(4, 4, 4))])
-        with refused_by_assertion():
-            storage.persist([Write(HardState(4), None, ())])
-
-    def test_an_entry_of_a_term_not_begun_is_refused(self) -> None:
-        storage = self.create()
-        with refused_by_assertion():
-            storage.persist([Write(None, None, commands(2, 2, 2))])
-
-    def test_a_vote_is_never_changed_within_a_term(self) -> None:
-        storage = self.create()
-        begin_term(storage, 2, "a")
-        for vote in ("b", None):
-            with refused_by_assertion():
-                begin_term(storage, 2, vote)
-        assert self.reopen(storage).load().hard_state == HardState(2, "a")
-
-    def test_committed_entries_are_never_truncated(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2), commit_hint=5)])
-        with refused_by_assertion():
-            storage.persist([Write(None, 5, ())])
-        storage.persist([Write(None, 6, ())])
-
-    # -- local snapshots ------------------------------------------------------------------------
-
-    def _with_snapshot(self, index: int, last: int) -> tuple[LogStorage, SnapshotMeta]:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, last, 2), commit_hint=last)])
-        meta = take_snapshot(storage, index, [b"state %d" % index])
+    def test_a_scrub_finds_a_damaged_snapshot_and_that_is_final(self) -> None:
+        storage = self._of_several_voters()
+        meta = take_snapshot(storage, 10, [b"state" * 100])
         storage.adopt_snapshot(meta)
-        return storage, meta
+        self.damage_snapshot(storage, meta)
 
-    def test_a_finished_snapshot_gives_its_records_back(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        records = [b"", b"x", bytes(200_000), *(b"record %d" % n for n in range(5000))]
-        meta = take_snapshot(storage, 5, records)
-        assert (meta.index, meta.term, meta.chain) == (5, 2, storage.chain_at(5))
-        assert meta.configuration == CONFIGURATION
+        def whole_pass() -> None:
+            while not storage.scrub(100).finished:
+                pass
+
+        assert isinstance(refused_by_the_store(whole_pass), LogCorruptError)
+        refused_by_the_store(lambda: begin_term(storage, 9))
+
+    def test_a_transfer_begins_with_a_look_at_the_whole_snapshot_file(self) -> None:
+        storage = self._of_several_voters()
+        meta = take_snapshot(storage, 10, [b"state" * 100])
         storage.adopt_snapshot(meta)
-        assert list(storage.snapshot_records(meta)) == records
-        storage = self.reopen(storage)
-        assert storage.newest_snapshot() == meta
-        assert list(storage.snapshot_records(meta)) == records
-
-    def test_a_snapshot_counts_only_once_adopted(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        take_snapshot(storage, 5, [])
-        assert storage.newest_snapshot() is None
-
-    def test_an_aborted_snapshot_leaves_nothing(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        writer = storage.begin_snapshot(5, 2, storage.chain_at(5), CONFIGURATION)
-        writer.write(b"record")
-        writer.abort()
-        assert self.reopen(storage).newest_snapshot() is None
-
-    def test_the_file_is_transferred_as_size_and_digest_say(self) -> None:
-        storage, meta = self._with_snapshot(5, 9)
-        raw = b""
-        while chunk := storage.read_snapshot_chunk(meta, len(raw), 100):
-            assert len(chunk) <= 100
-            raw += chunk
-        assert len(raw) == meta.size_bytes
-        other = self.create()
-        begin_term(other, 2)
-        assert receive(other, meta, raw)
-        other.install_snapshot(meta)
-        assert list(other.snapshot_records(meta)) == [b"state 5"]
-
-    def test_a_snapshot_not_there_is_read_as_empty(self) -> None:
-        storage, meta = self._with_snapshot(5, 9)
-        assert storage.read_snapshot_chunk(meta, meta.size_bytes, 100) == b""
-        assert storage.read_snapshot_chunk(replace(meta, index=4), 0, 100) == b""
-        assert storage.read_snapshot_chunk(replace(meta, digest=bytes(32)), 0, 100) == b""
-
-    def test_the_last_two_snapshots_are_kept(self) -> None:
-        storage, first = self._with_snapshot(5, 30)
-        second = take_snapshot(storage, 12, [b"second"])
-        assert storage.adopt_snapshot(second) == 6
-        third = take_snapshot(storage, 20, [b"third"])
-        assert storage.adopt_snapshot(third) == 13
-        assert storage.read_snapshot_chunk(first, 0, 10) == b""
-        assert storage.read_snapshot_chunk(second, 0, 10) != b""
-        assert storage.newest_snapshot() == third
-
-    def test_with_one_snapshot_the_whole_log_stays_its_fallback(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        assert storage.adopt_snapshot(take_snapshot(storage, 5, [])) == 1
-
-    def test_adopting_an_older_snapshot_changes_nothing(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        older, newer = take_snapshot(storage, 4, []), take_snapshot(storage, 6, [])
-        storage.adopt_snapshot(newer)
-        storage.adopt_snapshot(older)
-        assert storage.newest_snapshot() == newer
-
-    def test_configurations_up_to_the_snapshot_are_in_the_snapshot(self) -> None:
-        storage = self.create()
-        later = Entry(6, 2, EntryType.CONFIGURATION, encode_configuration(CONFIGURATION))
-        storage.persist([Write(HardState(2), None, (*commands(2, 5, 2), later))])
-        storage.adopt_snapshot(take_snapshot(storage, 4, []))
-        assert self.reopen(storage).load().configurations == ((6, CONFIGURATION),)
-
-    def test_a_snapshot_overtaken_while_it_was_written_changes_nothing(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        writer = storage.begin_snapshot(5, 2, storage.chain_at(5), CONFIGURATION)
-        begin_term(storage, 3)
-        newer, raw = make_snapshot(50, 3, b"c" * 32, [b"newer"])
-        assert receive(storage, newer, raw)
-        storage.install_snapshot(newer)
-        storage.adopt_snapshot(writer.finish())
-        late = storage.begin_snapshot(6, 2, bytes(32), CONFIGURATION)
-        storage.adopt_snapshot(late.finish())
-        assert self.reopen(storage).load().snapshot == newer
-
-    def test_a_snapshot_overtaken_while_it_arrived_changes_nothing(self) -> None:
-        storage, own = self._with_snapshot(5, 9)
-        for index in (4, 5):
-            meta, raw = make_snapshot(index, 2, storage.chain_at(index), [b"leader's"])
-            assert receive(storage, meta, raw)
-            storage.install_snapshot(meta)
-            assert storage.newest_snapshot() == own
-        assert list(storage.snapshot_records(meta)) == [b"state 5"]
-        assert self.reopen(storage).load().snapshot == own
-
-    # -- compaction -----------------------------------------------------------------------------
-
-    def test_compaction_goes_in_bounded_steps(self) -> None:
-        storage, _ = self._with_snapshot(8, 12)
-        assert not storage.compact(8, max_entries=3)
-        assert storage.read(3, 3, 10**6) == []
-        assert storage.read(4, 12, 10**6) == list(commands(4, 12, 2))
-        assert not storage.compact(8, max_entries=3)
-        assert storage.compact(8, max_entries=3)
-        assert storage.compact(8, max_entries=3)
-        found = self.reopen(storage).load()
-        assert (found.first_index, found.last_index) == (8, 12)
-        assert found.terms == ((8, 2),)
-        assert found.before_first == Position(2, 7)
-
-    def test_the_place_before_the_first_entry_keeps_its_chain(self) -> None:
-        storage, _ = self._with_snapshot(8, 12)
-        chain = storage.chain_at(7)
-        storage.compact(8)
-        assert storage.chain_at(7) == chain
-        assert self.reopen(storage).chain_at(7) == chain
-
-    def test_the_whole_log_may_be_compacted_into_its_snapshot(self) -> None:
-        storage, meta = self._with_snapshot(9, 9)
-        assert storage.compact(10)
-        storage = self.reopen(storage)
-        found = storage.load()
-        assert (found.first_index, found.last_index) == (10, 9)
-        assert found.terms == ()
-        assert found.before_first == meta.position
-        assert storage.chain_at(9) == meta.chain
-        storage.persist([Write(None, None, commands(10, 11, 2))])
-        assert self.reopen(storage).read(10, 11, 10**6) == list(commands(10, 11, 2))
-
-    def test_compaction_beyond_the_snapshot_is_refused(self) -> None:
-        storage, _ = self._with_snapshot(5, 9)
-        with refused_by_assertion():
-            storage.compact(7)
-
-    def test_truncation_into_the_snapshot_is_refused(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        storage.adopt_snapshot(take_snapshot(storage, 5, []))
-        with refused_by_assertion():
-            storage.persist([Write(None, 5, ())])
-
-    # -- snapshots from a leader ------------------------------------------------------------------
-
-    def test_an_installed_snapshot_replaces_a_log_that_ends_before_it(self) -> None:
-        storage = self.create()
-        begin_term(storage, 4)
-        meta, raw = make_snapshot(50, 4, b"c" * 32, [b"one", b"two"])
-        assert receive(storage, meta, raw)
-        assert storage.newest_snapshot() is None
-        storage.install_snapshot(meta)
-        assert storage.read(1, 1, 10**6) == []
-        storage = self.reopen(storage)
-        found = storage.load()
-        assert (found.first_index, found.last_index, found.commit_hint) == (51, 50, 50)
-        assert found.snapshot == meta
-        assert found.configurations == ()
-        assert found.before_first == meta.position
-        assert storage.chain_at(50) == meta.chain
-        assert list(storage.snapshot_records(meta)) == [b"one", b"two"]
-        storage.persist([Write(None, None, commands(51, 52, 4))])
-        assert self.reopen(storage).load().last_index == 52
-
-    def test_the_suffix_stays_when_the_log_holds_the_snapshots_last_entry(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        meta, raw = make_snapshot(6, 2, storage.chain_at(6), [b"state"])
-        assert receive(storage, meta, raw)
-        storage.install_snapshot(meta)
-        assert storage.read(7, 9, 10**6) == list(commands(7, 9, 2))
-        found = self.reopen(storage).load()
-        assert (found.first_index, found.last_index, found.snapshot) == (1, 9, meta)
-
-    def test_the_log_goes_when_its_entry_there_is_of_another_term(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(3), None, commands(2, 9, 2))])
-        meta, raw = make_snapshot(6, 3, b"c" * 32, [])
-        assert receive(storage, meta, raw)
-        storage.install_snapshot(meta)
-        found = self.reopen(storage).load()
-        assert (found.first_index, found.last_index) == (7, 6)
-
-    def test_installing_an_older_snapshot_changes_nothing(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        meta, raw = make_snapshot(4, 2, storage.chain_at(4), [])
-        assert receive(storage, meta, raw)
-        own = take_snapshot(storage, 6, [])
-        storage.adopt_snapshot(own)
-        storage.install_snapshot(meta)
-        assert storage.newest_snapshot() == own
-
-    def test_own_and_received_snapshots_of_one_place_do_not_harm_each_other(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        meta, raw = make_snapshot(6, 2, storage.chain_at(6), [b"leader's"])
-        writer = storage.begin_snapshot(6, 2, storage.chain_at(6), CONFIGURATION)
-        writer.write(b"own")
-        assert receive(storage, meta, raw)
-        storage.install_snapshot(meta)
-        storage.adopt_snapshot(writer.finish())
-        current = storage.newest_snapshot()
-        assert current is not None
-        assert len(list(storage.snapshot_records(current))) == 1
-        assert self.reopen(storage).load().snapshot == current
-
-    def test_a_received_snapshot_after_ones_own_of_the_same_place(self) -> None:
-        storage = self.create()
-        storage.persist([Write(HardState(2), None, commands(2, 9, 2))])
-        meta, raw = make_snapshot(6, 2, storage.chain_at(6), [b"leader's"])
-        receiver = storage.receive_snapshot(meta)
-        receiver.write(0, raw)
-        own = take_snapshot(storage, 6, [b"own"])
-        storage.adopt_snapshot(own)
-        assert receiver.finish()
-        storage.install_snapshot(meta)
-        assert list(storage.snapshot_records(own)) == [b"own"]
-        assert self.reopen(storage).load().snapshot == own
-
-    def test_chunks_may_repeat_and_a_gap_is_not_taken(self) -> None:
-        storage = self.create()
-        begin_term(storage, 2)
-        meta, raw = make_snapshot(50, 2, b"c" * 32, [b"state" * 100])
-        receiver = storage.receive_snapshot(meta)
-        assert receiver.write(0, raw[:100]) == 100
-        assert receiver.write(0, raw[:100]) == 100
-        assert receiver.write(200, raw[200:300]) == 100
-        assert receiver.write(50, raw[50:150]) == 150
-        assert receiver.write(150, raw[150:] + b"more") == 150
-        assert receiver.write(150, raw[150:]) == meta.size_bytes
-        assert receiver.finish()
-
-    def test_a_received_snapshot_that_does_not_verify_is_refused(self) -> None:
-        storage = self.create()
-        begin_term(storage, 2)
-        meta, raw = make_snapshot(50, 2, b"c" * 32, [b"state" * 100])
-        flipped = bytearray(raw)
-        flipped[len(raw) // 2] ^= 1
-        assert not receive(storage, meta, bytes(flipped))
-        assert not receive(storage, replace(meta, digest=bytes(32)), raw)
-        assert not receive(storage, replace(meta, chain=bytes(32)), raw)
-        assert not receive(storage, meta, raw[:-1])
-        assert not receive(storage, meta, b"")
-        assert self.reopen(storage).newest_snapshot() is None
-
-    def test_an_aborted_receipt_can_be_begun_again(self) -> None:
-        storage = self.create()
-        begin_term(storage, 2)
-        meta, raw = make_snapshot(50, 2, b"c" * 32, [b"state"])
-        receiver = storage.receive_snapshot(meta)
-        receiver.write(0, raw[:10])
-        receiver.abort()
-        assert receive(storage, meta, raw)
-
-    def test_a_receipt_begun_anew_is_not_harmed_by_the_end_of_the_old_one(self) -> None:
-        storage = self.create()
-        begin_term(storage, 2)
-        meta, raw = make_snapshot(50, 2, b"c" * 32, [b"state"])
-        old, new = storage.receive_snapshot(meta), storage.receive_snapshot(meta)
-        old.write(0, raw[:10])
-        new.write(0, raw)
-        old.abort()
-        assert new.finish()
-        storage.install_snapshot(meta)
-        assert list(storage.snapshot_records(meta)) == [b"state"]
+        assert storage.read_snapshot_chunk(meta, 0, 10) != b""
+        self.damage_snapshot(storage, meta)
+        assert storage.read_snapshot_chunk(meta, 1, 10) != b"", "one that has begun goes on"
+        error = refused_by_the_store(lambda: storage.read_snapshot_chunk(meta, 0, 10))
+        assert isinstance(error, LogCorruptError)
+        refused_by_the_store(lambda: begin_term(storage, 9))
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -504,9 +179,8 @@ class StorageConformance:
             lambda: storage.chain_at(1),
             storage.newest_snapshot,
             lambda: storage.persist([Write(HardState(2), None, ())]),
+            storage.maintain,
+            storage.scrub,
+            lambda: storage.enter_quarantine("why"),
         ):
-            try:
-                use()
-            except StorageError:
-                continue
-            raise RuntimeError("a closed store was used")
+            refused_by_the_store(use)

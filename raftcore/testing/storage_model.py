@@ -5,6 +5,7 @@ Feed :func:`check_random_history` generators of known seeds, so that a failure c
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from raftcore.core.types import (
     SnapshotMeta,
 )
 from raftcore.encoding import GENESIS_CHAIN, chain_next, encode_entry
-from raftcore.storage.base import LogStorage, Write
+from raftcore.storage.base import LogStorage, Recovered, Write
 from raftcore.storage.snapshot_format import SnapshotEncoder, SnapshotHeader
 
 CONFIGURATION = Configuration(
@@ -116,6 +117,35 @@ class Model:
             found[entry.index] = chain
         return found
 
+    def write(self, write: Write) -> None:
+        """One write of a ``persist``."""
+        if write.hard_state is not None:
+            self.hard_state = write.hard_state
+        if write.truncate_from is not None:
+            del self.entries[write.truncate_from - self.first :]
+        self.entries.extend(write.entries)
+        self.commit = max(self.commit, write.commit_hint)
+
+    def adopt(self, meta: SnapshotMeta) -> None:
+        """Point to a local snapshot."""
+        if meta.index > self.snapshot_index:
+            self.snapshots.append(meta)
+
+    def install(self, meta: SnapshotMeta) -> None:
+        """Point to a received snapshot; the log stays if it agrees with it (rule 44)."""
+        if meta.index > self.snapshot_index:
+            if self.chains().get(meta.index) != meta.chain:
+                self.entries.clear()
+                self.before, self.before_chain = meta.position, meta.chain
+            self.snapshots.append(meta)
+            self.commit = max(self.commit, meta.index)
+
+    def copy(self) -> Model:
+        """The model as it is now; independent of later changes."""
+        twin = copy.copy(self)
+        twin.entries, twin.snapshots = list(self.entries), list(self.snapshots)
+        return twin
+
     def drop_before(self, first: int) -> None:
         """Compact."""
         if first > self.first:
@@ -132,7 +162,10 @@ class Model:
 
     def check_load(self, storage: LogStorage) -> None:
         """A fresh start finds what the model says."""
-        found = storage.load()
+        self.check_recovered(storage.load())
+
+    def check_recovered(self, found: Recovered) -> None:
+        """That is what the model says."""
         assert found.hard_state == self.hard_state
         assert (found.first_index, found.last_index) == (self.first, self.last)
         assert found.commit_hint == self.commit

@@ -12,8 +12,8 @@ from typing import Any
 import msgpack
 
 from raftcore.core.errors import PeerViolationError
-from raftcore.core.membership import decode_configuration
-from raftcore.core.types import MAX_INDEX, MAX_TERM, Configuration, Member
+from raftcore.core.membership import MAX_RETIRED, decode_configuration
+from raftcore.core.types import MAX_INDEX, MAX_TERM, Configuration, Lease, Member, Target
 
 #: Request numbers, sequences and counters: grow by one, so 63 bits never end.
 MAX_COUNTER = 2**63 - 1
@@ -24,6 +24,8 @@ MAX_MEMBERS = 1024
 MAX_ATTRIBUTES = 64
 MAX_ATTRIBUTE_BYTES = 4096
 MAX_CONFIGURATION_BYTES = 1 << 20
+#: Feature levels, protocol versions and settings in milliseconds.
+MAX_SETTING = 2**31
 INCARNATION_BYTES = 16
 
 Check = Callable[[object], Any]
@@ -149,16 +151,38 @@ def check_configuration(value: object) -> Configuration:
         raise WireError(f"a configuration of {len(raw)} bytes")
     try:
         configuration = decode_configuration(raw)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         raise WireError(f"not a configuration: {error}") from error
     # JSON has no types to rely on: what decoded may still hold a number where an id belongs.
     check_text(configuration.cluster_id, MAX_CLUSTER_ID_BYTES)
     check_array(configuration.members, MAX_MEMBERS)
     for member in configuration.members:
         _check_member(member)
-    for voter in check_array(configuration.old_voters, MAX_MEMBERS):
-        check_node_id(voter)
+    for node_ids in (configuration.old_voters, configuration.leaving):
+        _check_node_ids(node_ids)
+    for incarnation in check_array(configuration.retired, MAX_RETIRED):
+        check_exact_bytes(incarnation, INCARNATION_BYTES)
+    check_integer(configuration.level, 1, MAX_SETTING)
+    _check_stage(configuration.target, configuration.lease)
     return configuration
+
+
+def _check_stage(target: object, lease: object) -> None:
+    if target is not None:
+        if not isinstance(target, Target):
+            raise WireError("a configuration's target is not one")
+        _check_node_ids(target.voters)
+        _check_node_ids(target.learners)
+    if lease is not None:
+        if not isinstance(lease, Lease):
+            raise WireError("a configuration's lease is not one")
+        check_integer(lease.election_timeout_ms, 1, MAX_SETTING)
+        check_integer(lease.clock_error_ppm, 0, 1_000_000)
+
+
+def _check_node_ids(value: object) -> None:
+    for node_id in check_array(value, MAX_MEMBERS):
+        check_node_id(node_id)
 
 
 def _check_member(member: Member) -> None:

@@ -16,31 +16,66 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from raftcore.core.errors import PeerViolationError
-from raftcore.core.types import Configuration, NodeId
-from raftcore.storage.base import Identity
+from raftcore.core.messages import Message
+from raftcore.core.types import NodeId
+from raftcore.transport.admission import Membership, RunsSeen
 from raftcore.transport.base import Receiver
-from raftcore.transport.framing import Frame, FrameDecoder, FrameKind
+from raftcore.transport.framing import (
+    ZLIB,
+    Frame,
+    FrameDecoder,
+    FrameKind,
+    compress_body,
+    decompress_frame,
+    encode_frame,
+)
+from raftcore.transport.handshake import Introduction
 from raftcore.transport.options import TransportOptions, TransportStats
 from raftcore.transport.queue import PendingRequest, SendQueue
+from raftcore.transport.tls import TlsContexts
+from raftcore.transport.versions import PROTOCOL_VERSION, negotiate
+from raftcore.transport.wire import MessageEncoder, UnknownMessageError, decode_message
 
 log = logging.getLogger("raftcore.transport")
+
+#: Nodes of which it is remembered what they said of themselves: peers, guests, and earlier ones.
+_MAX_INTRODUCTIONS = 4096
 
 
 @dataclass(slots=True)
 class Context:
     """What the connections of one transport share."""
 
-    identity: Identity
-    configuration: Configuration
-    founding: Configuration
+    membership: Membership
     options: TransportOptions
     stats: TransportStats
     random: random.Random
     receiver: Receiver
     loop: asyncio.AbstractEventLoop
+    tls: TlsContexts | None = None
+    encoder: MessageEncoder = field(default_factory=MessageEncoder)
+    runs: RunsSeen = field(default_factory=RunsSeen)
+    introductions: dict[NodeId, Introduction] = field(default_factory=dict)
+    joins: int = 0
     connections: set[FramedConnection] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     handling: Counter[NodeId] = field(default_factory=Counter)
+
+    def introduced(self, introduction: Introduction) -> None:
+        """Remember what a peer or a guest said of itself."""
+        node_id = introduction.node_id
+        self.introductions.pop(node_id, None)
+        self.introductions[node_id] = introduction
+        if len(self.introductions) > _MAX_INTRODUCTIONS:
+            del self.introductions[next(iter(self.introductions))]
+        if self.runs.went_back(introduction):
+            self.stats.directories_put_back += 1
+            log.error(
+                "%s runs on an older copy of its directory (run %d): what it acknowledged since "
+                "that copy was made may be lost",
+                node_id,
+                introduction.facts.runs,
+            )
 
 
 class FramedConnection(asyncio.Protocol, ABC):
@@ -54,8 +89,15 @@ class FramedConnection(asyncio.Protocol, ABC):
         self.context = context
         self.queue = queue
         self.done: asyncio.Future[None] = context.loop.create_future()
+        #: What ended the connection, if it was an error.
+        self.loss: Exception | None = None
         #: Queued frames wait until the handshake is through.
         self.ready = False
+        #: What the connection speaks; known once the handshake is through.
+        self.version = context.options.max_protocol_version
+        self._newer_peer = False
+        self._compress = False
+        self._finishing: asyncio.TimerHandle | None = None
         self._decoder = FrameDecoder(max_frame_bytes)
         self._transport: asyncio.Transport | None = None
         self._paused = False
@@ -101,9 +143,17 @@ class FramedConnection(asyncio.Protocol, ABC):
         try:
             self._decoder.push(data)
             while not self.closing and (frame := self._decoder.next_frame()) is not None:
+                if frame.kind is FrameKind.COMPRESSED:
+                    frame = self._decompress(frame)
                 self.frame_received(frame)
         except PeerViolationError as error:
             self.violation(error)
+
+    def _decompress(self, frame: Frame) -> Frame:
+        if not self.ready or self.version < 2:
+            raise unexpected(frame)
+        self.context.stats.compressed_in += 1
+        return decompress_frame(frame, self.context.options.max_frame_bytes)
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -114,8 +164,11 @@ class FramedConnection(asyncio.Protocol, ABC):
         self._stop_stall_timer()
         self._flush()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.loss = exc
         self._stop_stall_timer()
+        if self._finishing is not None:
+            self._finishing.cancel()
         self.ready = False
         self._transport = None
         self.context.connections.discard(self)
@@ -129,11 +182,52 @@ class FramedConnection(asyncio.Protocol, ABC):
     def closing(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
-    def accept_frames(self, max_frame_bytes: int) -> None:
+    def accept_frames(self, peer: Introduction) -> None:
         """The handshake is through: larger frames come in, queued frames go out."""
-        self._decoder.max_frame_bytes = max_frame_bytes
+        options = self.context.options
+        self.version = negotiate(options.max_protocol_version, peer.version)
+        self._newer_peer = peer.version > PROTOCOL_VERSION
+        self._compress = (
+            options.compress_above_bytes > 0 and self.version >= 2 and ZLIB in peer.compressions
+        )
+        self._decoder.max_frame_bytes = options.max_frame_bytes
         self.ready = True
+        self.context.introduced(peer)
         self.schedule_flush()
+
+    def message_received(self, frame: Frame, sender: NodeId) -> None:
+        """Deliver a MESSAGE frame."""
+        stats = self.context.stats
+        try:
+            message = decode_message(
+                frame.body, sender, newest=self.version, newer_peer=self._newer_peer
+            )
+        except UnknownMessageError as error:
+            stats.unknown_messages += 1
+            if worth_a_line(stats.unknown_messages):
+                log.warning("dropped what %s said: %s is not known here", self.name, error)
+            return
+        stats.messages_in += 1
+        self.context.receiver.on_message(message)
+
+    def send_message(self, message: Message) -> bool:
+        """Queue a message in this connection's version; False if it is dropped."""
+        body = self.context.encoder.encode(message, self.version)
+        if len(body) >= self.context.options.max_frame_bytes:
+            self.context.stats.dropped_oversize += 1
+            return False
+        return self.send(self.frame(FrameKind.MESSAGE, body))
+
+    def frame(self, kind: FrameKind, body: bytes) -> bytes:
+        """The bytes of a frame, compressed if the peer can read that and if it is worth it."""
+        options, stats = self.context.options, self.context.stats
+        if self._compress and len(body) > options.compress_above_bytes:
+            packed = compress_body(kind, body)
+            if packed is not None:
+                stats.compressed_out += 1
+                stats.compressed_saved_bytes += len(body) - len(packed)
+                return encode_frame(FrameKind.COMPRESSED, packed)
+        return encode_frame(kind, body)
 
     def send(self, frame: bytes, request: PendingRequest | None = None) -> bool:
         """Queue a frame; False if the queue is full."""
@@ -160,6 +254,15 @@ class FramedConnection(asyncio.Protocol, ABC):
             self._flush()
             self._transport.close()
 
+    def finish(self) -> None:
+        """Close once everything queued has left; after ``drain_timeout_s`` in any case."""
+        if self._transport is None or self._finishing is not None:
+            return
+        self._finishing = self.context.loop.call_later(
+            self.context.options.drain_timeout_s, self.abort
+        )
+        self.schedule_flush()
+
     def abort(self) -> None:
         """Close at once; what has not left is lost."""
         if self._transport is not None:
@@ -171,9 +274,12 @@ class FramedConnection(asyncio.Protocol, ABC):
         self._flush_scheduled = False
         while self.ready and not self._paused and not self.closing:
             frames = self.queue.take(self.context.options.write_bytes)
-            if not frames:
-                return
-            self._write(frames)
+            if frames:
+                self._write(frames)
+                continue
+            if self._finishing is not None and self._transport is not None:
+                self._transport.close()
+            return
 
     def _write(self, frames: list[bytes]) -> None:
         assert self._transport is not None

@@ -1,4 +1,8 @@
-"""The accepting side: authenticate, then deliver messages and answer requests."""
+"""The accepting side: authenticate, then deliver messages and answer requests.
+
+To a guest (:mod:`raftcore.transport.admission`) our messages go back over the connection that it
+opened; its requests are refused, since what the application offers is for members.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,15 @@ import asyncio
 from collections.abc import Callable
 
 from raftcore.core.errors import PeerViolationError
-from raftcore.core.types import NodeId
-from raftcore.errors import NotLeaderError, OutcomeUnknownError, OverloadedError, RefusedError
+from raftcore.core.types import Configuration, Member, NodeId
+from raftcore.errors import (
+    NotLeaderError,
+    OutcomeUnknownError,
+    OverloadedError,
+    RefusedError,
+    UnknownPeerError,
+)
+from raftcore.transport.admission import Standing
 from raftcore.transport.base import Receiver
 from raftcore.transport.connection import Context, FramedConnection, log, unexpected, worth_a_line
 from raftcore.transport.framing import Frame, FrameKind, encode_frame
@@ -15,18 +26,18 @@ from raftcore.transport.handshake import (
     MAX_HELLO_BYTES,
     HandshakeRefusedError,
     Introduction,
+    Joining,
     RefusalCode,
-    answer_hello,
     decode_introduction,
     encode_introduction,
     encode_refusal,
 )
 from raftcore.transport.queue import SendQueue
+from raftcore.transport.tls import check_certificate
 from raftcore.transport.wire import (
     Request,
     Response,
     ResponseStatus,
-    decode_message,
     decode_request,
     encode_response,
 )
@@ -36,7 +47,8 @@ class InboundConnection(FramedConnection):
     """A connection that a peer opened to us.
 
     Args:
-        on_welcomed: called when the peer has introduced itself; ``peer`` is set then.
+        on_welcomed: called when the peer has introduced itself; ``peer`` and ``standing`` are set
+            then. Raises HandshakeRefusedError if there is no room for it.
         on_closed: called when the connection is gone.
     """
 
@@ -52,6 +64,10 @@ class InboundConnection(FramedConnection):
             context, SendQueue(options.queue_frames, options.queue_bytes), MAX_HELLO_BYTES
         )
         self.peer: NodeId | None = None
+        self.incarnation = b""
+        self.standing = Standing.PEER
+        self._asked = False  #: it is a joiner, and the node decides about it now
+        self._their_version = 1
         self._on_opened = on_opened
         self._on_welcomed = on_welcomed
         self._on_closed = on_closed
@@ -87,7 +103,7 @@ class InboundConnection(FramedConnection):
         refused[str(error.code)] += 1
         if worth_a_line(refused[str(error.code)]):
             log.warning("refused a connection from %s: %s: %s", self.name, error.code, error)
-        self.write_now(encode_frame(FrameKind.REFUSE, encode_refusal(error)))
+        self.write_now(encode_frame(FrameKind.REFUSE, encode_refusal(error, self._their_version)))
         self._stop_hello_timer()
         self.close()
 
@@ -95,35 +111,92 @@ class InboundConnection(FramedConnection):
         if self.peer is None:
             self._hello(frame)
         elif frame.kind is FrameKind.MESSAGE:
-            message = decode_message(frame.body, self.peer)
-            self.context.stats.messages_in += 1
-            self.context.receiver.on_message(message)
+            self.message_received(frame, self.peer)
         elif frame.kind is FrameKind.REQUEST:
             self._request(self.peer, decode_request(frame.body))
         else:
             raise unexpected(frame)
 
+    # -- the handshake ------------------------------------------------------------------------
+
     def _hello(self, frame: Frame) -> None:
-        if frame.kind is not FrameKind.HELLO:
+        if frame.kind is not FrameKind.HELLO or self._asked:
             raise unexpected(frame)
-        context = self.context
+        newest = self.context.options.max_protocol_version
         try:
-            hello = decode_introduction(frame.body)
-            welcome = answer_hello(hello, context.identity, context.configuration, context.founding)
+            hello = decode_introduction(frame.body, newest)
+            self._their_version = hello.version
+            assert self._transport is not None
+            check_certificate(self._transport, hello.node_id)
+            self._introduced(hello)
         except HandshakeRefusedError as error:
             self.refuse(error)
-            return
+
+    def _introduced(self, hello: Introduction) -> None:
+        membership = self.context.membership
+        if hello.forming:
+            self._welcome_and_close(membership.answer_founder(hello))
+        elif hello.joining is not None:
+            welcome = membership.answer_joiner(hello)
+            if welcome is None:
+                self._ask_for(hello, hello.joining)
+            else:
+                self._welcome_and_close(welcome)
+        else:
+            self._let_in(hello, membership.admit(hello))
+
+    def _welcome(self, welcome: Introduction) -> None:
         self.write_now(encode_frame(FrameKind.WELCOME, encode_introduction(welcome)))
         self._stop_hello_timer()
-        if hello.forming:
-            self.close()  # it has what it needs, and comes back as a member
-        else:
-            self._welcomed(hello)
 
-    def _welcomed(self, hello: Introduction) -> None:
-        self.peer = hello.node_id
-        self.accept_frames(self.context.options.max_frame_bytes)
-        self._on_welcomed(self)
+    def _welcome_and_close(self, welcome: Introduction) -> None:
+        """It has what it needs, and comes back as a member."""
+        self._welcome(welcome)
+        self.close()
+
+    def _let_in(self, hello: Introduction, standing: Standing) -> None:
+        self.peer, self.incarnation, self.standing = hello.node_id, hello.incarnation, standing
+        try:
+            self._on_welcomed(self)
+        except HandshakeRefusedError:
+            self.peer = None
+            raise
+        self._welcome(self.context.membership.introduction())
+        self.accept_frames(hello)
+
+    def _ask_for(self, hello: Introduction, joining: Joining) -> None:
+        """Let the node decide about a joiner; bounded in number and in time."""
+        context = self.context
+        if context.joins >= context.options.max_joins:
+            raise HandshakeRefusedError(RefusalCode.TOO_MANY, "others are joining just now")
+        member = Member(
+            hello.node_id, joining.address, hello.incarnation, joining.voter, joining.attributes
+        )
+        self._asked = True
+        self._stop_hello_timer()
+        context.joins += 1
+        task = context.loop.create_task(self._decide(member))
+        context.tasks.add(task)
+        task.add_done_callback(context.tasks.discard)
+
+    async def _decide(self, joiner: Member) -> None:
+        context = self.context
+        try:
+            async with asyncio.timeout(context.options.join_timeout_s):
+                configuration = await context.receiver.on_join(joiner)
+        except RefusedError as error:
+            self.refuse(_join_refusal(error, context.membership.configuration))
+        except TimeoutError:
+            self.refuse(HandshakeRefusedError(RefusalCode.REFUSED, "not decided in time"))
+        except Exception:  # noqa: BLE001 (logged with its traceback, and refused)
+            log.exception("deciding about %s failed", joiner.node_id)
+            self.refuse(
+                HandshakeRefusedError(RefusalCode.REFUSED, "it failed; see the log of this node")
+            )
+        else:
+            self._welcome_and_close(context.membership.membership_proof(configuration))
+        finally:
+            context.joins -= 1
 
     def _stop_hello_timer(self) -> None:
         if self._hello_timer is not None:
@@ -135,6 +208,10 @@ class InboundConnection(FramedConnection):
     def _request(self, peer: NodeId, request: Request) -> None:
         context = self.context
         context.stats.requests_in += 1
+        if self.standing is Standing.GUEST:
+            stranger = UnknownPeerError(f"{peer} is not a member here (yet)")
+            self._respond(refused(request.request_id, stranger))
+            return
         if context.handling[peer] >= context.options.max_requests:
             refusal = OverloadedError(f"{context.options.max_requests} requests are being answered")
             self._respond(refused(request.request_id, refusal))
@@ -156,7 +233,15 @@ class InboundConnection(FramedConnection):
             self.context.stats.dropped_oversize += 1
             body = encode_response(unknown(response.request_id, "the answer is too large"))
         if not self.closing:
-            self.send(encode_frame(FrameKind.RESPONSE, body))
+            self.send(self.frame(FrameKind.RESPONSE, body))
+
+
+def _join_refusal(error: RefusedError, configuration: Configuration) -> HandshakeRefusedError:
+    """What a joiner is told; where the leader is, if that is whom it has to ask."""
+    leader = None
+    if isinstance(error, NotLeaderError) and error.leader_id is not None:
+        leader = configuration.member(error.leader_id)
+    return HandshakeRefusedError(error.code, str(error), leader.address if leader else "")
 
 
 async def answer_request(receiver: Receiver, peer: NodeId, request: Request) -> Response:

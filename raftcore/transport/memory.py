@@ -13,9 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from raftcore.core.messages import Message
 from raftcore.core.types import Configuration, Member, NodeId
 from raftcore.errors import OutcomeUnknownError, UnknownPeerError
+from raftcore.storage.base import Identity
+from raftcore.transport.admission import Membership, Standing
 from raftcore.transport.base import Receiver
+from raftcore.transport.handshake import HandshakeRefusedError, RefusalCode
 from raftcore.transport.inbound import answer_request
+from raftcore.transport.options import DEFAULT_MAX_GUESTS
 from raftcore.transport.outbound import response_payload
+from raftcore.transport.versions import PROTOCOL_VERSION, negotiate
 from raftcore.transport.wire import (
     MessageEncoder,
     Request,
@@ -118,7 +123,9 @@ class MemoryNetwork:
             self.lost += 1  # it was on its way when the link was cut or the node stopped
             return
         self.delivered += 1
-        transport.receiver.on_message(decode_message(body, source))
+        transport.receiver.on_message(
+            decode_message(body, source, newest=transport.max_protocol_version)
+        )
 
     def _lose(self, source: NodeId, target: NodeId) -> None:
         transport = self._transports.get(source)
@@ -136,10 +143,18 @@ class MemoryNetwork:
 class MemoryTransport:
     """Implements :class:`~raftcore.transport.base.Transport` over a :class:`MemoryNetwork`.
 
+    A connection stands as soon as both are started and nothing is cut: from a node to each of its
+    peers that lets it in. Who is let in is decided as over TCP, once configurations with
+    incarnations are there: members, and guests of protocol version 2, over whose own connection
+    they are answered.
+
     Args:
         network: the network it belongs to.
         node_id: who it is.
         configuration: the members; everybody on the network if None.
+        incarnation: who it is among those that had its name; what the configurations say if None.
+        max_protocol_version: the newest protocol version spoken.
+        max_guests: how many nodes that it does not know are let in at once.
     """
 
     def __init__(
@@ -147,11 +162,21 @@ class MemoryTransport:
         network: MemoryNetwork,
         node_id: NodeId,
         configuration: Configuration | None = None,
+        *,
+        incarnation: bytes | None = None,
+        max_protocol_version: int = PROTOCOL_VERSION,
+        max_guests: int = DEFAULT_MAX_GUESTS,
     ) -> None:
         self.node_id = node_id
+        self.max_protocol_version = max_protocol_version
         self._network = network
-        self._configuration = configuration
-        self._peers: set[NodeId] | None = None
+        self._incarnation = incarnation
+        self._membership: Membership | None = None
+        if configuration is not None:
+            self.configure(configuration, configuration.members)
+        self._max_guests = max_guests
+        self._guests: set[NodeId] = set()
+        self._told_removed = False
         self._encoder = MessageEncoder()
         self._receiver: Receiver | None = None
         self._tasks: set[asyncio.Task[bytes]] = set()
@@ -167,17 +192,24 @@ class MemoryTransport:
         self._network.attach(self)
 
     def configure(self, configuration: Configuration, peers: Sequence[Member]) -> None:
-        self._configuration = configuration
-        self._peers = {member.node_id for member in peers}
+        peers = [member for member in peers if member.node_id != self.node_id]
+        own = configuration.member(self.node_id)
+        if self._incarnation is None and own is not None:
+            self._incarnation = own.incarnation
+        if self._membership is None:
+            identity = Identity(configuration.cluster_id, self.node_id, self._incarnation or b"")
+            self._membership = Membership(identity, configuration, None)
+        self._membership.change(configuration, peers)
 
     def send(self, to: NodeId, message: Message) -> None:
         if to == self.node_id:
             raise ValueError("a node does not send to itself")
-        body = self._encoder.encode(message)
-        if self._closed or not self._is_peer(to):
+        target = self._network.transport_of(to)
+        if self._closed or target is None or not self._connected_with(target):
             self._network.lost += 1
             return
-        self._network.pass_on(self.node_id, to, message, body)
+        version = negotiate(self.max_protocol_version, target.max_protocol_version)
+        self._network.pass_on(self.node_id, to, message, self._encoder.encode(message, version))
 
     async def request(self, to: NodeId, payload: bytes, timeout_s: float) -> bytes:
         if to == self.node_id:
@@ -187,6 +219,7 @@ class MemoryTransport:
             self._closed
             or target is None
             or not self._is_peer(to)
+            or target.standing_of(self) is not Standing.PEER
             or not self._network.can_reach(self.node_id, to)
         ):
             raise UnknownPeerError(f"{to} cannot be reached")
@@ -205,6 +238,10 @@ class MemoryTransport:
             for node in self._network.nodes()
             if self._is_peer(node) and self._network.can_reach(self.node_id, node)
         )
+
+    def guests(self) -> frozenset[NodeId]:
+        """Nodes that were let in although none of our configurations has them."""
+        return frozenset(self._guests)
 
     async def close(self) -> None:
         self._closed = True
@@ -229,9 +266,41 @@ class MemoryTransport:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def standing_of(self, dialler: MemoryTransport) -> Standing | None:
+        """What the node that dials us is to us; None if it is not let in, which it is told."""
+        membership = self._membership
+        if membership is None or dialler._incarnation is None:
+            return Standing.PEER if self._is_peer(dialler.node_id) else None
+        version = negotiate(self.max_protocol_version, dialler.max_protocol_version)
+        try:
+            standing = membership.standing(dialler.node_id, dialler._incarnation, version)
+        except HandshakeRefusedError as error:
+            self._guests.discard(dialler.node_id)
+            if error.code == RefusalCode.REMOVED:
+                dialler.was_removed(error.detail)
+            return None
+        if standing is Standing.PEER:
+            self._guests.discard(dialler.node_id)
+        else:
+            self._guests &= self._network.nodes()
+            if len(self._guests - {dialler.node_id}) >= self._max_guests:
+                return None
+            self._guests.add(dialler.node_id)
+        return standing
+
+    def was_removed(self, detail: str) -> None:
+        """A peer turned this node away for good; said once."""
+        if not self._told_removed and not self._closed:
+            self._told_removed = True
+            asyncio.get_running_loop().call_soon(self.receiver.on_removed, detail)
+
+    def _connected_with(self, target: MemoryTransport) -> bool:
+        """Whether we dialled it and were let in, or it dialled us and is our guest."""
+        if self._is_peer(target.node_id):
+            return target.standing_of(self) is not None
+        return target._is_peer(self.node_id) and self.standing_of(target) is Standing.GUEST
+
     def _is_peer(self, node_id: NodeId) -> bool:
         if node_id == self.node_id:
             return False
-        if self._peers is not None:
-            return node_id in self._peers
-        return self._configuration is None or self._configuration.member(node_id) is not None
+        return self._membership is None or node_id in self._membership.peers

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
 from collections.abc import Callable
+from typing import Any
 
+from raftcore.core.messages import Message
 from raftcore.core.types import Member
 from raftcore.errors import (
     EntryTooLargeError,
@@ -17,20 +20,22 @@ from raftcore.errors import (
     UnknownPeerError,
 )
 from raftcore.transport.address import parse_address
+from raftcore.transport.admission import check_welcome
 from raftcore.transport.checks import WireError
 from raftcore.transport.connection import Context, FramedConnection, log, unexpected
 from raftcore.transport.framing import Frame, FrameKind, encode_frame
 from raftcore.transport.handshake import (
     MAX_WELCOME_BYTES,
     HandshakeRefusedError,
+    Introduction,
     RefusalCode,
-    check_welcome,
     decode_introduction,
     decode_refusal,
     encode_introduction,
-    introduce,
+    removed_subject,
 )
 from raftcore.transport.queue import PendingRequest, SendQueue
+from raftcore.transport.tls import check_certificate
 from raftcore.transport.wire import (
     Request,
     Response,
@@ -47,7 +52,11 @@ _REFUSALS: dict[str, type[RefusedError]] = {
 
 
 class OutboundConnection(FramedConnection):
-    """A connection that we opened to a peer: our messages and requests, its responses."""
+    """A connection that we opened to a peer: our messages and requests, its responses.
+
+    A peer that does not know us as a member yet sends its messages here too (it has no other
+    connection to us).
+    """
 
     def __init__(
         self,
@@ -75,35 +84,55 @@ class OutboundConnection(FramedConnection):
             # Nobody listens there, and the kernel gave us that very port to dial from.
             self.abort()
             return
-        hello = introduce(self.context.identity)
+        try:
+            check_certificate(transport, self._member.node_id)
+        except HandshakeRefusedError as error:
+            self._give_up(error)
+            return
+        hello = self.context.membership.introduction()
         self.write_now(encode_frame(FrameKind.HELLO, encode_introduction(hello)))
 
     def closed(self) -> None:
         self._on_closed(self)
 
-    def frame_received(self, frame: Frame) -> None:
-        if self.ready:
-            if frame.kind is not FrameKind.RESPONSE:
-                raise unexpected(frame)
-            self._on_response(decode_response(frame.body))
-            return
-        try:
-            self._check_answer(frame)
-        except HandshakeRefusedError as error:
-            self.refusal = error
-            self.abort()
-        else:
-            self.accept_frames(self.context.options.max_frame_bytes)
-            self._on_welcomed(self)
+    def _give_up(self, error: HandshakeRefusedError) -> None:
+        self.refusal = error
+        self.abort()
 
-    def _check_answer(self, frame: Frame) -> None:
+    def frame_received(self, frame: Frame) -> None:
+        if not self.ready:
+            self._answered(frame)
+        elif frame.kind is FrameKind.RESPONSE:
+            self._on_response(decode_response(frame.body))
+        elif frame.kind is FrameKind.MESSAGE and self.version >= 2:
+            self.message_received(frame, self._member.node_id)
+        else:
+            raise unexpected(frame)
+
+    def _answered(self, frame: Frame) -> None:
+        try:
+            welcome = self._check_answer(frame)
+        except HandshakeRefusedError as error:
+            self._give_up(error)
+            return
+        self.accept_frames(welcome)
+        if self.version != self.context.options.max_protocol_version:
+            # What was queued meanwhile was meant for a peer as new as we are.
+            encoder = self.context.encoder
+            self.queue.encode_again(
+                lambda m: encode_frame(FrameKind.MESSAGE, encoder.encode(m, self.version))
+            )
+        self._on_welcomed(self)
+
+    def _check_answer(self, frame: Frame) -> Introduction:
         context = self.context
         if frame.kind is FrameKind.REFUSE:
             raise decode_refusal(frame.body)
         if frame.kind is not FrameKind.WELCOME:
             raise unexpected(frame)
-        welcome = decode_introduction(frame.body)
-        check_welcome(welcome, self._member.node_id, context.identity, context.configuration)
+        welcome = decode_introduction(frame.body, context.options.max_protocol_version)
+        check_welcome(welcome, self._member, context.membership.identity)
+        return welcome
 
 
 class PeerLink:
@@ -121,6 +150,7 @@ class PeerLink:
         self._numbers = itertools.count(1)
         self._last_refusal = ""
         self._stopped = False
+        self._drain_timer: asyncio.TimerHandle | None = None
         self._task = context.loop.create_task(
             self._run(), name=f"raftcore link to {member.node_id}"
         )
@@ -140,9 +170,27 @@ class PeerLink:
         """The peer is evidently up (it connected to us): do not wait out the back-off."""
         self._poked.set()
 
+    def retire(self) -> None:
+        """Stop for good, but let what was sent leave first, within ``drain_timeout_s``."""
+        self._stopped = True
+        if self._connection is not None:
+            self._connection.finish()
+        elif self._dialling:
+            self._drain_timer = self._context.loop.call_later(
+                self._context.options.drain_timeout_s, self.close
+            )
+        else:
+            self.close()
+
+    def when_gone(self, call: Callable[[PeerLink], None]) -> None:
+        """Call ``call`` once this link dials no more and has no connection."""
+        self._task.add_done_callback(lambda _: call(self))
+
     def close(self) -> None:
         """Stop for good. The transport awaits the task and the connection."""
         self._stopped = True
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
         self._task.cancel()
         if self._connection is not None:
             self._connection.close()
@@ -152,11 +200,29 @@ class PeerLink:
 
     # -- messages and requests ----------------------------------------------------------------
 
-    def send(self, frame: bytes, request: PendingRequest | None = None) -> bool:
-        """Queue a frame; False if the queue is full."""
+    def send_message(self, message: Message) -> bool:
+        """Queue a message; False if it is dropped.
+
+        As long as it is not known what the peer speaks the message is kept beside its bytes, to be
+        encoded again: bytes of an older version would keep from the peer what it should know.
+        """
+        context = self._context
         if self._connection is not None:
-            return self._connection.send(frame, request)
-        if self._queue.offer(frame, request):
+            return self._connection.send_message(message)
+        body = context.encoder.encode(message, context.options.max_protocol_version)
+        if len(body) >= context.options.max_frame_bytes:
+            context.stats.dropped_oversize += 1
+            return False
+        return self._offer(encode_frame(FrameKind.MESSAGE, body), message)
+
+    def _send_request(self, body: bytes, pending: PendingRequest) -> bool:
+        connection = self._connection
+        if connection is not None:
+            return connection.send(connection.frame(FrameKind.REQUEST, body), pending)
+        return self._offer(encode_frame(FrameKind.REQUEST, body), pending)
+
+    def _offer(self, frame: bytes, source: PendingRequest | Message) -> bool:
+        if self._queue.offer(frame, source):
             return True
         self._context.stats.dropped_full += 1
         return False
@@ -173,7 +239,7 @@ class PeerLink:
         if len(body) >= options.max_frame_bytes:
             raise EntryTooLargeError(f"a request of {len(payload)} bytes does not fit a frame")
         pending = PendingRequest(self._context.loop.create_future())
-        if not self.send(encode_frame(FrameKind.REQUEST, body), pending):
+        if not self._send_request(body, pending):
             raise OverloadedError(f"the queue to {peer} is full")
         self._context.stats.requests_out += 1
         self._pending[number] = pending
@@ -214,6 +280,8 @@ class PeerLink:
         while True:
             self._poked.clear()
             stood_s = await self._connect_once()
+            if self._stopped:
+                return
             failures = 0 if stood_s > options.backoff_max_s else failures + 1
             ceiling = min(options.backoff_max_s, options.backoff_min_s * 2 ** min(failures, 30))
             try:
@@ -255,9 +323,9 @@ class PeerLink:
 
         def on_closed(connection: OutboundConnection) -> None:
             if not welcomed.done():
-                welcomed.set_exception(
-                    connection.refusal or ConnectionResetError("closed during the handshake")
-                )
+                ended = ConnectionResetError("closed during the handshake")
+                loss = connection.loss if isinstance(connection.loss, OSError) else None
+                welcomed.set_exception(connection.refusal or loss or ended)
             self._on_down(connection)
 
         try:
@@ -272,6 +340,7 @@ class PeerLink:
                     ),
                     host,
                     port,
+                    **tls_arguments(context),
                 )
                 await welcomed
         except BaseException:
@@ -279,7 +348,7 @@ class PeerLink:
                 connection.abort()
             raise
         finally:
-            if welcomed.done() and not welcomed.cancelled():
+            if not welcomed.cancel() and not welcomed.cancelled():
                 welcomed.exception()  # seen, also when the wait had timed out just before
         return connection
 
@@ -288,6 +357,8 @@ class PeerLink:
         self._dialling = False
         self._context.stats.connects += 1
         log.info("connected to %s", self.member.node_id)
+        if self._stopped:
+            connection.finish()
 
     def _on_down(self, connection: OutboundConnection) -> None:
         if self._connection is not connection:
@@ -305,14 +376,33 @@ class PeerLink:
 
     def _report(self, error: Exception) -> None:
         """Count; and log a refusal once, not at every attempt."""
+        if isinstance(error, ssl.SSLError):
+            self._context.stats.tls_failures += 1
+            error = HandshakeRefusedError(RefusalCode.CERTIFICATE, f"TLS failed: {error}")
         if not isinstance(error, HandshakeRefusedError):
             return
         # The peer may name a code of its own: only known ones become labels.
         known = error.code in RefusalCode.__members__.values()
         self._context.stats.rejected[str(error.code) if known else "other"] += 1
-        if error.code != self._last_refusal:
-            self._last_refusal = error.code
-            log.warning("%s: %s: %s", self.member.node_id, error.code, error.detail)
+        if error.code == self._last_refusal:
+            return
+        self._last_refusal = error.code
+        log.warning("%s: %s: %s", self.member.node_id, error.code, error.detail)
+        identity = self._context.membership.identity
+        meant = removed_subject(identity.cluster_id, identity.incarnation)
+        if error.code == RefusalCode.REMOVED and error.subject == meant:
+            self._context.receiver.on_removed(error.detail)
+
+
+def tls_arguments(context: Context) -> dict[str, Any]:
+    """What ``create_connection`` is told about TLS, for the certificates in use now."""
+    if context.tls is None:
+        return {}
+    return {
+        "ssl": context.tls.client,
+        "ssl_handshake_timeout": context.options.connect_timeout_s,
+        "ssl_shutdown_timeout": context.options.close_timeout_s,
+    }
 
 
 def response_payload(response: Response) -> bytes:

@@ -1,40 +1,53 @@
-"""The transport over TCP."""
+"""The transport over TCP, with or without TLS."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from raftcore.core.messages import Message
 from raftcore.core.types import Configuration, Member, NodeId
-from raftcore.errors import StoppedError, UnknownPeerError
+from raftcore.errors import StoppedError, TlsError, UnknownPeerError
 from raftcore.storage.base import Identity
+from raftcore.transport.admission import Membership, Standing
 from raftcore.transport.base import Receiver
-from raftcore.transport.connection import Context
-from raftcore.transport.framing import FrameKind, encode_frame
-from raftcore.transport.handshake import RefusalCode
+from raftcore.transport.connection import Context, FramedConnection, log
+from raftcore.transport.handshake import (
+    Facts,
+    HandshakeRefusedError,
+    Introduction,
+    RefusalCode,
+)
 from raftcore.transport.inbound import InboundConnection
+from raftcore.transport.listener import TlsListener, listening_sockets
 from raftcore.transport.options import TransportOptions, TransportStats
 from raftcore.transport.outbound import PeerLink
-from raftcore.transport.wire import MessageEncoder
+from raftcore.transport.tls import TlsContexts, TlsOptions, check_plain_allowed
 
 
 class TcpTransport:
     """Implements :class:`~raftcore.transport.base.Transport` over TCP.
 
     Our messages to a peer go over the connection that we dialled, its messages to us over the one
-    that it dialled. What is sent while no connection stands, or when the peer's queue is full, is
-    dropped and counted.
+    that it dialled; a guest has only the latter. What is sent while no connection stands, or when
+    the peer's queue is full, is dropped and counted.
 
     Args:
         identity: who we are; what the data directory says.
         listen: host and port to accept peers on; port 0 takes a free one, see :attr:`port`.
         configuration: the members as known now.
         founding: the configuration that the cluster was founded with, handed to founders that
-            missed the end of the formation; ``configuration`` if not given.
+            missed the end of the formation; None if it is not known (any more).
+        facts: what we say of ourselves in handshakes.
         options: bounds and waits.
+        tls: certificates for mutual TLS.
+        allow_plain: listen without TLS although others than this machine can connect.
         rng: draws the jitter of the back-off; one of its own if not given.
+
+    Raises:
+        PlainTransportError: no TLS, and not allowed without.
+        TlsError: the certificates can not be used.
     """
 
     def __init__(
@@ -44,24 +57,33 @@ class TcpTransport:
         configuration: Configuration,
         *,
         founding: Configuration | None = None,
+        facts: Facts | None = None,
         options: TransportOptions | None = None,
+        tls: TlsOptions | None = None,
+        allow_plain: bool = False,
         rng: random.Random | None = None,
     ) -> None:
+        if tls is None and not allow_plain:
+            check_plain_allowed(listen[0])
         self._identity = identity
         self._listen = listen
-        self._configuration = configuration
-        self._peers: tuple[Member, ...] = tuple(
-            m for m in configuration.members if m.node_id != identity.node_id
-        )
-        self._founding = founding or configuration
         self._options = options or TransportOptions()
+        self._membership = Membership(
+            identity,
+            configuration,
+            founding,
+            {m.node_id: m for m in configuration.members if m.node_id != identity.node_id},
+            facts or Facts(),
+            self._options.max_protocol_version,
+        )
+        self._tls = None if tls is None else TlsContexts(tls)
         # Jitter is no secret; a predictable one would only let peers dial in step.
         self._random = rng or random.Random()  # noqa: S311
-        self._encoder = MessageEncoder()
         self._links: dict[NodeId, PeerLink] = {}
+        self._retiring: set[PeerLink] = set()
         self._inbound: dict[NodeId, InboundConnection] = {}
-        self._strangers: set[InboundConnection] = set()
-        self._server: asyncio.Server | None = None
+        self._strangers: set[FramedConnection] = set()
+        self._server: asyncio.Server | TlsListener | None = None
         self._context: Context | None = None
         self._closed = False
         self.stats = TransportStats()
@@ -87,37 +109,33 @@ class TcpTransport:
         assert self._context is None, "a transport starts once"
         loop = asyncio.get_running_loop()
         context = Context(
-            identity=self._identity,
-            configuration=self._configuration,
-            founding=self._founding,
+            membership=self._membership,
             options=self._options,
             stats=self.stats,
             random=self._random,
             receiver=receiver,
             loop=loop,
+            tls=self._tls,
         )
-        host, port = self._listen
-        self._server = await loop.create_server(
-            lambda: InboundConnection(context, self._on_opened, self._on_welcomed, self._on_closed),
-            host,
-            port,
-            reuse_address=True,
-            start_serving=False,
-        )
+        self._server = await self._make_server(context)
         # From here on close() finds what there is to close, also when we are cancelled just now.
         self._context = context
         await self._server.start_serving()
-        self.configure(self._configuration, self._peers)
+        membership = self._membership
+        self.configure(membership.configuration, tuple(membership.peers.values()))
+        if self._tls is not None:
+            task = loop.create_task(self._keep_certificates(self._tls))
+            context.tasks.add(task)
+            task.add_done_callback(context.tasks.discard)
 
     def configure(self, configuration: Configuration, peers: Sequence[Member]) -> None:
-        """These are the members from now on; connections with others end."""
-        self._configuration = configuration
+        """See :meth:`raftcore.transport.base.Transport.configure`."""
+        peers = [m for m in peers if m.node_id != self._identity.node_id]
+        self._membership.change(configuration, peers)
         context = self._context
         if context is None or self._closed:
             return
-        context.configuration = configuration
-        wanted = {m.node_id: m for m in peers}
-        self._peers = tuple(peers)
+        wanted = self._membership.peers
         for node_id, link in list(self._links.items()):
             member = wanted.get(node_id)
             if member is None or (member.address, member.incarnation) != (
@@ -125,25 +143,38 @@ class TcpTransport:
                 link.member.incarnation,
             ):
                 del self._links[node_id]
-                link.close()
-                if member is None or member.incarnation != link.member.incarnation:
-                    self._hang_up(node_id)
+                self._retiring.add(link)
+                link.when_gone(self._retiring.discard)
+                link.retire()
         for node_id, member in wanted.items():
             if node_id not in self._links:
                 self._links[node_id] = PeerLink(context, member)
+        for connection in list(self._inbound.values()):
+            self._look_again(connection)
+
+    def _look_again(self, connection: InboundConnection) -> None:
+        """Whether the one who opened this connection is what it was when it came."""
+        assert connection.peer is not None
+        try:
+            connection.standing = self._membership.standing(
+                connection.peer, connection.incarnation, connection.version
+            )
+        except HandshakeRefusedError as error:
+            log.info("hanging up on %s: %s", connection.peer, error.detail)
+            del self._inbound[connection.peer]
+            connection.finish()
 
     def send(self, to: NodeId, message: Message) -> None:
         """Queue a message; it is dropped when the peer cannot be reached or its queue is full."""
         link = self._link(to)
-        if link is None or not link.reachable:
+        if link is not None and link.reachable:
+            taken = link.send_message(message)
+        elif link is None and (guest := self._guest(to)) is not None:
+            taken = guest.send_message(message)
+        else:
             self.stats.dropped_disconnected += 1
             return
-        body = self._encoder.encode(message)
-        if len(body) >= self._options.max_frame_bytes:
-            self.stats.dropped_oversize += 1
-            return
-        if link.send(encode_frame(FrameKind.MESSAGE, body)):
-            self.stats.messages_out += 1
+        self.stats.messages_out += taken
 
     async def request(self, to: NodeId, payload: bytes, timeout_s: float) -> bytes:
         """See :meth:`raftcore.transport.base.Transport.request`.
@@ -158,6 +189,29 @@ class TcpTransport:
     def connected(self) -> frozenset[NodeId]:
         return frozenset(node_id for node_id, link in self._links.items() if link.connected)
 
+    def guests(self) -> frozenset[NodeId]:
+        """Connected nodes of the cluster that are in none of our configurations."""
+        return frozenset(c.peer for c in self._guests() if c.peer is not None)
+
+    def introductions(self) -> Mapping[NodeId, Introduction]:
+        """What each connected peer and guest said of itself last."""
+        if self._context is None:
+            return {}
+        known = self._links.keys() | self._inbound.keys()
+        said = self._context.introductions
+        return {node_id: said[node_id] for node_id in known if node_id in said}
+
+    async def reload_certificates(self) -> None:
+        """Use what the certificate files say now for all connections from now on.
+
+        Raises:
+            TlsError: they can not be used, and the old ones stay; or there is no TLS.
+        """
+        if self._tls is None:
+            raise TlsError("this transport has no TLS")
+        await asyncio.to_thread(self._tls.reload)
+        self.stats.tls_reloads += 1
+
     async def close(self) -> None:
         """Stop listening and hang up; returns when no task and no socket is left."""
         self._closed = True
@@ -165,7 +219,7 @@ class TcpTransport:
         if context is None or self._server is None:
             return
         self._server.close()
-        for link in self._links.values():
+        for link in (*self._links.values(), *self._retiring):
             link.close()
         self._links.clear()
         for connection in list(context.connections):
@@ -174,6 +228,8 @@ class TcpTransport:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if isinstance(self._server, TlsListener):
+            await self._server.end_handshakes()
         endings = [connection.done for connection in context.connections]
         if endings:
             await asyncio.wait(endings, timeout=self._options.close_timeout_s)
@@ -189,30 +245,82 @@ class TcpTransport:
             raise ValueError("a node does not send to itself")
         return self._links.get(to)
 
-    def _on_opened(self, connection: InboundConnection) -> None:
+    def _guest(self, node_id: NodeId) -> InboundConnection | None:
+        connection = self._inbound.get(node_id)
+        return connection if connection and connection.standing is Standing.GUEST else None
+
+    def _guests(self) -> list[InboundConnection]:
+        return [c for c in self._inbound.values() if c.standing is Standing.GUEST]
+
+    async def _keep_certificates(self, tls: TlsContexts) -> None:
+        """Take renewed certificates into use; a broken one leaves things as they are."""
+        while True:
+            await asyncio.sleep(tls.options.reload_interval_s)
+            try:
+                if await asyncio.to_thread(tls.reload_if_changed):
+                    self.stats.tls_reloads += 1
+                    log.info("new connections use the certificates of %s", tls.options.certificate)
+            except TlsError as error:
+                self.stats.tls_reload_failures += 1
+                log.error("the old certificates stay in use: %s", error)
+
+    async def _make_server(self, context: Context) -> asyncio.Server | TlsListener:
+        host, port = self._listen
+
+        def make() -> InboundConnection:
+            return InboundConnection(context, self._on_opened, self._on_welcomed, self._on_closed)
+
+        def make_if_room() -> InboundConnection | None:
+            connection = make()
+            return connection if self._has_room(connection) else None
+
+        if self._tls is None:
+            return await context.loop.create_server(
+                make, host, port, reuse_address=True, start_serving=False
+            )
+        sockets = await listening_sockets(context.loop, host, port)
+        return TlsListener(context, sockets, make_if_room, self._strangers.discard)
+
+    def _has_room(self, stranger: FramedConnection) -> bool:
+        """Whether there is room for one more stranger; counted, if so."""
         if self._closed:
-            connection.abort()
-        elif len(self._strangers) >= self._options.max_handshakes:
+            return False
+        if stranger in self._strangers:  # since its TLS handshake began
+            return True
+        if len(self._strangers) >= self._options.max_handshakes:
             self.stats.refused[RefusalCode.TOO_MANY] += 1
+            return False
+        self._strangers.add(stranger)
+        return True
+
+    def _on_opened(self, connection: InboundConnection) -> None:
+        if not self._has_room(connection):
             connection.abort()
-        else:
-            self._strangers.add(connection)
 
     def _on_welcomed(self, connection: InboundConnection) -> None:
         assert connection.peer is not None
+        older = self._inbound.get(connection.peer)
+        if connection.standing is Standing.GUEST:
+            others = [guest for guest in self._guests() if guest is not older]
+            if len(others) >= self._options.max_guests:
+                raise HandshakeRefusedError(
+                    RefusalCode.UNKNOWN_NODE,
+                    f"{len(others)} nodes that are not members here are connected already",
+                )
         self._strangers.discard(connection)
-        self._hang_up(connection.peer)  # the peer came anew: the older one is a leftover
         self._inbound[connection.peer] = connection
+        if older is not None:
+            older.close()  # the peer came anew: the older one is a leftover
         link = self._links.get(connection.peer)
         if link is not None:
             link.poke()
 
     def _on_closed(self, connection: InboundConnection) -> None:
         self._strangers.discard(connection)
-        if connection.peer is not None and self._inbound.get(connection.peer) is connection:
-            del self._inbound[connection.peer]
-
-    def _hang_up(self, peer: NodeId) -> None:
-        connection = self._inbound.pop(peer, None)
-        if connection is not None:
-            connection.close()
+        peer = connection.peer
+        if peer is None or self._inbound.get(peer) is not connection:
+            return
+        del self._inbound[peer]
+        if connection.standing is Standing.GUEST and not self._closed:
+            assert self._context is not None
+            self._context.receiver.on_peer_lost(peer)

@@ -3,7 +3,8 @@
 A message is one msgpack array ``[version, type, term, fields...]``: arrays, because maps cost half
 as much again and field names would have to be checked. The fields of each type, their order and
 their checks are one table below; its numbers are final once released. ``sender`` is not in the
-bytes: it is who the connection was authenticated as (rule 52).
+bytes: it is who the connection was authenticated as (rule 52). ``version`` is the protocol version
+of the connection (:mod:`raftcore.transport.versions`): fields that came later are left out.
 
 Entries travel as their canonical bytes (:mod:`raftcore.encoding`), the very ones that go into the
 log and its hash chain.
@@ -15,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import msgpack
 
@@ -39,6 +41,7 @@ from raftcore.encoding import EncodingError, decode_entry, encode_entry
 from raftcore.transport.checks import (
     MAX_COUNTER,
     MAX_NODE_ID_BYTES,
+    MAX_SETTING,
     Check,
     WireError,
     check_array,
@@ -54,14 +57,15 @@ from raftcore.transport.checks import (
     check_text,
     unpack_array,
 )
+from raftcore.transport.versions import MIN_PROTOCOL_VERSION, PROTOCOL_VERSION
 
 __all__ = [
     "MAX_BATCH_ENTRIES",
-    "WIRE_VERSION",
     "MessageEncoder",
     "Request",
     "Response",
     "ResponseStatus",
+    "UnknownMessageError",
     "WireError",
     "decode_message",
     "decode_request",
@@ -71,10 +75,15 @@ __all__ = [
     "encode_response",
 ]
 
-WIRE_VERSION = 1
+#: Requests and responses are the same in all protocol versions so far.
+_REQUEST_FORMAT = 1
 #: Entries of one append message; far above what a leader packs into one.
 MAX_BATCH_ENTRIES = 1 << 16
 _CHAIN_BYTES = 32
+
+
+class UnknownMessageError(Exception):
+    """A message of a type that only a newer release knows: to be dropped and counted."""
 
 
 # -- messages ---------------------------------------------------------------------------------
@@ -109,7 +118,9 @@ def _check_health(value: object) -> Health:
     if len(fields) != 3:
         raise WireError(f"health of {len(fields)} fields")
     age_ms, quarantined, level = fields
-    return Health(check_counter(age_ms), check_flag(quarantined), check_integer(level, 1, 2**31))
+    return Health(
+        check_counter(age_ms), check_flag(quarantined), check_integer(level, 1, MAX_SETTING)
+    )
 
 
 def _plain_health(health: Health) -> list[object]:
@@ -121,93 +132,108 @@ def _plain_meta(meta: SnapshotMeta) -> list[object]:
     return [meta.index, meta.term, meta.chain, configuration, meta.size_bytes, meta.digest]
 
 
+class _Field(NamedTuple):
+    """A field of a message; ``since`` is the protocol version that brought it."""
+
+    name: str
+    check: Check
+    since: int = 1
+
+
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """One message type on the wire: its number, and its fields after the term, in order."""
+    """One message type on the wire: its number, and its fields after the term, in order.
+
+    Fields that came later are last, and have defaults in the message's class.
+    """
 
     number: int
     make: Callable[..., Message]
-    fields: tuple[tuple[str, Check], ...]
+    fields: tuple[_Field, ...]
+
+    def fields_of(self, version: int) -> tuple[_Field, ...]:
+        return tuple(field for field in self.fields if field.since <= version)
+
+
+def _layout(number: int, make: type[Message], *fields: tuple[str, Check] | _Field) -> _Layout:
+    return _Layout(number, make, tuple(_Field(*field) for field in fields))
 
 
 _LAYOUTS: dict[type[Message], _Layout] = {
-    layout_type: _Layout(number, layout_type, fields)
-    for number, layout_type, fields in (
-        (
-            1,
-            VoteRequest,
-            (
-                ("last_index", check_index),
-                ("last_term", check_term),
-                ("pre_vote", check_flag),
-                ("transfer", check_flag),
-            ),
-        ),
-        (2, VoteReply, (("granted", check_flag), ("pre_vote", check_flag))),
-        (
-            3,
-            AppendRequest,
-            (
-                ("prev_index", check_index),
-                ("prev_term", check_term),
-                ("commit", check_index),
-                ("sequence", check_counter),
-                ("read_counter", check_counter),
-                ("entries", _check_entries),  # last, see MessageEncoder
-            ),
-        ),
-        (
-            4,
-            AppendReply,
-            (
-                ("success", check_flag),
-                ("match_index", check_index),
-                ("conflict_index", check_index),
-                ("conflict_term", check_term),
-                ("sequence", check_counter),
-                ("read_counter", check_counter),
-                ("health", _check_health),
-            ),
-        ),
-        (
-            5,
-            Heartbeat,
-            (
-                ("commit", check_index),
-                ("read_counter", check_counter),
-                ("leader_commit", check_index),
-                ("release_index", check_index),
-            ),
-        ),
-        (6, HeartbeatReply, (("read_counter", check_counter), ("health", _check_health))),
-        (
-            7,
-            SnapshotChunk,
-            (
-                ("meta", _check_meta),
-                ("offset", check_counter),
-                ("data", check_bytes),
-                ("sequence", check_counter),
-                ("read_counter", check_counter),
-            ),
-        ),
-        (
-            8,
-            SnapshotReply,
-            (
-                ("index", check_index),
-                ("next_offset", check_counter),
-                ("installed", check_flag),
-                ("sequence", check_counter),
-                ("read_counter", check_counter),
-            ),
-        ),
-        (9, TimeoutNow, ()),
-        (10, ReadIndexRequest, (("read_id", check_counter),)),
-        (11, ReadIndexReply, (("read_id", check_counter), ("index", check_index_or_none))),
-    )
+    VoteRequest: _layout(
+        1,
+        VoteRequest,
+        ("last_index", check_index),
+        ("last_term", check_term),
+        ("pre_vote", check_flag),
+        ("transfer", check_flag),
+    ),
+    VoteReply: _layout(2, VoteReply, ("granted", check_flag), ("pre_vote", check_flag)),
+    AppendRequest: _layout(
+        3,
+        AppendRequest,
+        ("prev_index", check_index),
+        ("prev_term", check_term),
+        ("commit", check_index),
+        ("sequence", check_counter),
+        ("read_counter", check_counter),
+        ("entries", _check_entries),  # last, see MessageEncoder
+    ),
+    AppendReply: _layout(
+        4,
+        AppendReply,
+        ("success", check_flag),
+        ("match_index", check_index),
+        ("conflict_index", check_index),
+        ("conflict_term", check_term),
+        ("sequence", check_counter),
+        ("read_counter", check_counter),
+        _Field("health", _check_health, since=2),
+    ),
+    Heartbeat: _layout(
+        5,
+        Heartbeat,
+        ("commit", check_index),
+        ("read_counter", check_counter),
+        ("leader_commit", check_index),
+        _Field("release_index", check_index, since=2),
+    ),
+    HeartbeatReply: _layout(
+        6,
+        HeartbeatReply,
+        ("read_counter", check_counter),
+        _Field("health", _check_health, since=2),
+    ),
+    SnapshotChunk: _layout(
+        7,
+        SnapshotChunk,
+        ("meta", _check_meta),
+        ("offset", check_counter),
+        ("data", check_bytes),
+        ("sequence", check_counter),
+        ("read_counter", check_counter),
+    ),
+    SnapshotReply: _layout(
+        8,
+        SnapshotReply,
+        ("index", check_index),
+        ("next_offset", check_counter),
+        ("installed", check_flag),
+        ("sequence", check_counter),
+        ("read_counter", check_counter),
+    ),
+    TimeoutNow: _layout(9, TimeoutNow),
+    ReadIndexRequest: _layout(10, ReadIndexRequest, ("read_id", check_counter)),
+    ReadIndexReply: _layout(
+        11, ReadIndexReply, ("read_id", check_counter), ("index", check_index_or_none)
+    ),
 }
-_BY_NUMBER = {layout.number: layout for layout in _LAYOUTS.values()}
+#: What each type consists of in each version, by version and number.
+_BY_NUMBER = {
+    (version, layout.number): (layout, layout.fields_of(version))
+    for version in range(MIN_PROTOCOL_VERSION, PROTOCOL_VERSION + 1)
+    for layout in _LAYOUTS.values()
+}
 
 
 class MessageEncoder:
@@ -229,10 +255,14 @@ class MessageEncoder:
         self._size_bytes = 0
         self.hits = 0
 
-    def encode(self, message: Message) -> bytes:
-        """The bytes of ``message``, without its sender."""
-        layout = _LAYOUTS[type(message)]
-        fields: list[object] = [WIRE_VERSION, layout.number, message.term]
+    def encode(self, message: Message, version: int = PROTOCOL_VERSION) -> bytes:
+        """The bytes of ``message`` in that version of the protocol, without its sender.
+
+        A batch of entries has the same bytes in all versions, so it is encoded once whatever the
+        followers speak.
+        """
+        layout, present = _BY_NUMBER[version, _LAYOUTS[type(message)].number]
+        fields: list[object] = [version, layout.number, message.term]
         if isinstance(message, AppendRequest):
             fields += (
                 message.prev_index,
@@ -248,8 +278,8 @@ class MessageEncoder:
                 msgpack.packb(fields)[1:],
                 self._batch(message.entries),
             )
-        for name, _ in layout.fields:
-            value = getattr(message, name)
+        for field in present:
+            value = getattr(message, field.name)
             if isinstance(value, SnapshotMeta):
                 value = _plain_meta(value)
             elif isinstance(value, Health):
@@ -277,31 +307,47 @@ class MessageEncoder:
         return packed
 
 
-def encode_message(message: Message) -> bytes:
+def encode_message(message: Message, version: int = PROTOCOL_VERSION) -> bytes:
     """The bytes of one message; see :class:`MessageEncoder` for many."""
-    return MessageEncoder(cached_batches=0).encode(message)
+    return MessageEncoder(cached_batches=0).encode(message, version)
 
 
-def decode_message(raw: bytes | memoryview, sender: NodeId) -> Message:
+def decode_message(
+    raw: bytes | memoryview,
+    sender: NodeId,
+    *,
+    newest: int = PROTOCOL_VERSION,
+    newer_peer: bool = False,
+) -> Message:
     """The message of those bytes, said by ``sender``.
+
+    Args:
+        newest: the newest version taken: the one that the connection speaks.
+        newer_peer: the sender knows a newer version than we do, see
+            :mod:`raftcore.transport.versions`.
 
     Raises:
         WireError: an unknown version or type, a field of the wrong type or out of range, entries
             that do not continue ``prev_index`` or whose terms run backwards.
+        UnknownMessageError: a type that only a newer peer knows.
     """
     values = unpack_array(raw, max_array_len=MAX_BATCH_ENTRIES)
     if len(values) < 3:
         raise WireError("a message is shorter than its header")
     version, number, term = values[:3]
-    if version != WIRE_VERSION or type(version) is not int:
-        raise WireError(f"message version {version!r} is not known here")
-    layout = _BY_NUMBER.get(check_integer(number, 0, 255))
-    if layout is None:
+    if type(version) is not int or not MIN_PROTOCOL_VERSION <= version <= newest:
+        raise WireError(f"message version {version!r} is not spoken here")
+    found = _BY_NUMBER.get((version, check_integer(number, 0, 255)))
+    if found is None:
+        if newer_peer:
+            raise UnknownMessageError(f"message type {number}")
         raise WireError(f"message type {number} is not known here")
-    if len(values) != 3 + len(layout.fields):
+    layout, fields = found
+    said = values[3:]
+    if len(said) < len(fields) or (len(said) > len(fields) and not newer_peer):
         raise WireError(f"a message of type {number} has {len(values)} fields")
-    fields = [check(value) for (_, check), value in zip(layout.fields, values[3:], strict=True)]
-    message = layout.make(sender, check_term(term), *fields)
+    checked = [field.check(value) for field, value in zip(fields, said, strict=False)]
+    message = layout.make(sender, check_term(term), *checked)
     if isinstance(message, AppendRequest):
         _check_batch(message)
     elif isinstance(message, SnapshotChunk):
@@ -364,7 +410,7 @@ _MAX_TIMEOUT_MS = 2**31
 
 
 def encode_request(request: Request) -> bytes:
-    return msgpack.packb([WIRE_VERSION, request.request_id, request.timeout_ms, request.payload])
+    return msgpack.packb([_REQUEST_FORMAT, request.request_id, request.timeout_ms, request.payload])
 
 
 def decode_request(raw: bytes | memoryview) -> Request:
@@ -380,7 +426,7 @@ def decode_request(raw: bytes | memoryview) -> Request:
 def encode_response(response: Response) -> bytes:
     return msgpack.packb(
         [
-            WIRE_VERSION,
+            _REQUEST_FORMAT,
             response.request_id,
             int(response.status),
             response.payload,
@@ -414,6 +460,6 @@ def _numbered(raw: bytes | memoryview, count: int) -> tuple[object, ...]:
     values = unpack_array(raw, max_array_len=count + 1)
     if len(values) != count + 1:
         raise WireError(f"{len(values)} fields where {count + 1} should be")
-    if values[0] != WIRE_VERSION or type(values[0]) is not int:
+    if values[0] != _REQUEST_FORMAT or type(values[0]) is not int:
         raise WireError(f"version {values[0]!r} is not known here")
     return values[1:]

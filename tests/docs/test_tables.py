@@ -14,7 +14,9 @@ import pytest
 from guardian.domain.problems import CODES
 from guardian.http.endpoints import ENDPOINTS
 from guardian.settings import TABLE, load_settings
+from raftcore import trace
 from raftcore.errors import ExitCode
+from raftcore.metrics import FIGURES
 
 #: variables that are not settings of the service, with a row of their own in the documentation
 OTHERS = {"GUARDIAN_CONFIG", "GUARDIAN_LOOP", "GUARDIAN_PG_BIN"}
@@ -61,6 +63,20 @@ def test_every_exit_code_is_explained(root: Path) -> None:
     text = (root / "docs" / "operations.md").read_text()
     explained = {int(n) for n in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
     assert {code.value for code in ExitCode} <= explained
+
+
+def test_every_figure_and_every_trace_event_is_documented(tables: ModuleType) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", tables.figures(), re.MULTILINE)
+    assert rows == [(figure.name, figure.kind.value) for figure in FIGURES.values()]
+    events = re.findall(r"^\| `(\w+)` \|", tables.trace_events(), re.MULTILINE)
+    assert events == [kind.value for kind in trace.Kind]
+
+
+def test_figures_that_a_page_names_exist(root: Path) -> None:
+    text = (root / "docs" / "metrics.md").read_text()
+    watched = re.findall(r"`([a-z_]+)`", text[text.index("What to watch") :])
+    assert len(watched) > 15
+    assert set(watched) <= set(FIGURES)
 
 
 def test_every_setting_is_documented(tables: ModuleType) -> None:

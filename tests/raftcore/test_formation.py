@@ -16,10 +16,17 @@ import uvloop
 from raftcore import formation
 from raftcore.core.types import Configuration, Member
 from raftcore.errors import AlreadyBootstrappedError, BootstrapError, ExitCode
-from raftcore.formation import FormationProgress, Founder, derive_cluster_id, form_cluster
+from raftcore.formation import (
+    FormationProgress,
+    FormedWithoutUsError,
+    Founder,
+    derive_cluster_id,
+    form_cluster,
+)
 from raftcore.storage.base import Identity
 from raftcore.transport.framing import FrameDecoder, FrameKind, encode_frame
 from raftcore.transport.handshake import (
+    Facts,
     Introduction,
     decode_introduction,
     decode_refusal,
@@ -64,14 +71,17 @@ class Town:
         self.tasks.append(asyncio.create_task(form_cluster(**(arguments | changes))))
         return self.tasks[-1]
 
-    def configuration(self, *incarnations: bytes) -> Configuration:
+    def configuration(self, *incarnations: bytes, level: int = 2) -> Configuration:
         pairs = list(zip(self.founders, incarnations, strict=True))
         return Configuration(
-            derive_cluster_id(pairs),
+            derive_cluster_id(pairs, level),
             tuple(Member(f.node_id, f.address, i, attributes=f.attributes) for f, i in pairs),
+            level=level,
         )
 
-    async def run(self, node_id: str, configuration: Configuration) -> TcpTransport:
+    async def run(
+        self, node_id: str, configuration: Configuration, **settings: Any
+    ) -> TcpTransport:
         """A node of the formed cluster."""
         member = configuration.member(node_id)
         assert member is not None
@@ -79,6 +89,7 @@ class Town:
             Identity(configuration.cluster_id, node_id, member.incarnation),
             ("127.0.0.1", self.ports[node_id]),
             configuration,
+            **({"founding": configuration} | settings),
         )
         self.transports.append(transport)
         await transport.start(Deaf())
@@ -163,7 +174,7 @@ async def test_a_single_founder_needs_no_network() -> None:
         node_id="a", incarnation=A1, founders=[founder], listen=("256.256.256.256", 0)
     )
     assert configuration.members == (Member("a", "127.0.0.1:1", A1),)
-    assert configuration.cluster_id == derive_cluster_id([(founder, A1)])
+    assert configuration.cluster_id == derive_cluster_id([(founder, A1)], level=2)
 
 
 def test_the_cluster_id_follows_from_who_founds_and_never_changes() -> None:
@@ -291,7 +302,9 @@ class Voice:
         self.proposal = ""
         self.visits = 0
         self.visited = asyncio.Event()
-        self.said = Introduction(node_id, incarnation, forming=True, founders=tuple(town.founders))
+        self.said = Introduction(
+            node_id, incarnation, forming=True, founders=tuple(town.founders), facts=Facts()
+        )
         self.raw: bytes | None = None
         self._server: asyncio.Server | None = None
 
@@ -339,6 +352,63 @@ async def test_a_node_that_was_never_a_founder_is_turned_away(town: Town) -> Non
     await town.run("a", founding)
     with pytest.raises(AlreadyBootstrappedError):
         await town.found("d", C2, founders=[*town.founders, other], listen=("127.0.0.1", 0))
+
+
+async def test_a_founder_that_comes_when_the_first_configuration_is_gone_begins_as_a_joiner(
+    town: Town,
+) -> None:
+    configuration = town.configuration(A1, B1, C1)
+    await town.run("a", configuration, founding=None)
+    with pytest.raises(FormedWithoutUsError) as caught:
+        await town.found("c", C1)
+    assert caught.value.cluster_id == configuration.cluster_id
+    with pytest.raises(AlreadyBootstrappedError):  # release 0.1 knows no such beginning
+        await town.found("c", C1, max_protocol_version=1)
+    with pytest.raises(AlreadyBootstrappedError):
+        await town.found("c", C2)
+
+
+# -- founders of different releases -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "older", [{"feature_level": 1}, {"max_protocol_version": 1}], ids=["level", "protocol"]
+)
+async def test_the_oldest_founder_decides_the_feature_level(
+    town: Town, older: dict[str, int]
+) -> None:
+    tasks = [town.found("a", A1), town.found("b", B1, **older), town.found("c", C1)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    expected = town.configuration(A1, B1, C1, level=1)
+    for node_id, task in zip("abc", tasks, strict=True):
+        assert await _finish(town, node_id, task) == expected
+    assert expected.cluster_id == derive_cluster_id(
+        list(zip(town.founders, (A1, B1, C1), strict=True))
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as below
+async def test_a_founder_that_comes_back_with_another_release_changes_the_proposal(
+    town: Town,
+) -> None:
+    town.found("a", A1)
+    mute = await Voice.start(town, "b", B1)
+    c = town.found("c", C1, max_protocol_version=1)
+    old = await learnt(town, "a", bool)
+    assert old == town.configuration(A1, B1, C1, level=1).cluster_id
+    await town.stop(c)
+    town.tasks.remove(c)
+    town.found("c", C1)
+    new = await learnt(town, "a", lambda proposal: proposal != old)
+    assert new == town.configuration(A1, B1, C1).cluster_id
+    await mute.close()
+
+
+def test_the_cluster_id_holds_the_feature_level_from_the_second_on() -> None:
+    founders = [(Founder("a", "h1:1"), A1), (Founder("b", "h2:2"), B1)]
+    assert derive_cluster_id(founders, 1) == derive_cluster_id(founders)
+    assert derive_cluster_id(founders, 2) == "42591a060c566ba268bbb880e23da174"
+    assert derive_cluster_id(founders, 2) != derive_cluster_id(founders, 3)
 
 
 # -- what does not fit ------------------------------------------------------------------------
@@ -440,7 +510,7 @@ async def test_visitors_are_bounded(town: Town, monkeypatch: pytest.MonkeyPatch)
     ("said", "problem"),
     [
         (Introduction("z", B1, forming=True), "wrong_node"),
-        (Introduction("b", B1, "cluster"), "not a configuration"),
+        (Introduction("b", B1, "cluster", configuration=b"{}"), "not a configuration"),
         (
             Introduction(
                 "b", B1, "cluster",

@@ -15,6 +15,8 @@ import logging
 import struct
 from enum import IntEnum
 
+from guardian.adapters.raft.members import FORMAT as MEMBERS_FORMAT
+from guardian.adapters.raft.members import HTTP_ATTRIBUTE, ClusterMembers
 from guardian.domain.problems import Problem
 from guardian.fsm.commands import (
     AnyCommand,
@@ -26,12 +28,11 @@ from guardian.fsm.commands import (
     encode_result,
 )
 from guardian.fsm.state import StateReader
-from guardian.usecases.ports import ClusterView, MemberView
+from guardian.usecases.ports import ClusterView, JoinerView, MemberView
 from raftcore.core.effects import LeadershipChanged
 from raftcore.core.types import NodeId
 from raftcore.errors import (
     EntryTooLargeError,
-    NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
     RefusedError,
@@ -40,9 +41,6 @@ from raftcore.errors import (
 from raftcore.node import Node
 
 logger = logging.getLogger(__name__)
-
-#: Member attribute that holds the address a node's HTTP API is reached at.
-HTTP_ATTRIBUTE = "http"
 
 #: Pause before asking again when there is a leader that did not take the command.
 RETRY_PAUSE_S = 0.05
@@ -80,8 +78,9 @@ class _MaybeError(Exception):
 class ClusterLog:
     """Implements :class:`guardian.usecases.ports.Log` over a node."""
 
-    def __init__(self, state: StateReader) -> None:
+    def __init__(self, state: StateReader, members: ClusterMembers) -> None:
         self._state = state
+        self._members = members
         self._node_or_none: Node | None = None
         self._local_ready = False
         self._leader_changed = asyncio.Event()
@@ -188,6 +187,8 @@ class ClusterLog:
         It is never forwarded again: a chain of nodes that each believe another to lead would have
         no end.
         """
+        if payload[:1] == bytes((MEMBERS_FORMAT,)):
+            return await self._members.on_request(payload)
         node = self._node
         data, timeout_ms = _unpack_forwarded(payload)
         try:
@@ -198,7 +199,8 @@ class ClusterLog:
             return bytes((_Answer.TOO_LARGE,))
         except StorageFullError:
             return bytes((_Answer.STORAGE_FULL,))
-        except NotLeaderError:
+        except RefusedError:
+            # Not the leader, handing over, stopping or removed: another node has to be asked.
             return bytes((_Answer.NOT_LEADER,))
         except OutcomeUnknownError:
             return bytes((_Answer.UNKNOWN,))
@@ -318,6 +320,18 @@ class ClusterLog:
             commit_index=core.commit_index,
             applied_index=core.applied_index,
             members=members,
+            members_version=status.configuration_version,
+            stage=status.stage,
+            waits_for=core.change_waits_for,
+            joiners=tuple(
+                JoinerView(
+                    id=joiner.node_id,
+                    raft_address=joiner.address,
+                    http_address=dict(joiner.attributes).get(HTTP_ATTRIBUTE, ""),
+                    wants_vote=joiner.voter,
+                )
+                for joiner in status.joiners
+            ),
         )
 
     def _on_leadership(self, _change: LeadershipChanged) -> None:

@@ -35,7 +35,7 @@ from guardian.http import HealthReport, HttpServer, build_application, build_met
 from guardian.settings import HostPort, Settings, load_settings
 from guardian.telemetry import Metrics
 from guardian.usecases.accounts import AccountPolicy
-from guardian.usecases.ports import ClusterView, MemberView
+from guardian.usecases.ports import ClusterView, MemberView, WantedMember
 from guardian.usecases.services import Ports, Services
 from raftcore.core.types import Entry, EntryType
 from raftcore.encoding import GENESIS_CHAIN, chain_next, encode_entry
@@ -114,6 +114,34 @@ class OneNodeLog:
         member = MemberView("node1", "127.0.0.1:7000", "127.0.0.1:8080", True, True)
         leader_id = "node1" if self.leader_address else None
         return ClusterView("node1", "leader", 1, leader_id, self._index, self._index, (member,))
+
+
+class MemoryMembers:
+    """Whom the cluster has, without a cluster."""
+
+    def __init__(self) -> None:
+        self.version = 1
+        self.members: tuple[WantedMember, ...] = (WantedMember("node1", True),)
+        self.caught_up = True
+        self.trouble: Problem | None = None
+        self.leader = "node1"
+
+    async def change(
+        self, members: Sequence[WantedMember], expected_version: int, *, timeout_s: float
+    ) -> bool:
+        if self.trouble is not None:
+            raise self.trouble
+        if expected_version != self.version:
+            raise Problem("version_conflict", current_version=self.version)
+        self.version += 1
+        self.members = tuple(members)
+        return self.caught_up
+
+    async def transfer(self, target: str | None, *, timeout_s: float) -> str:
+        if self.trouble is not None:
+            raise self.trouble
+        self.leader = target or "node2"
+        return self.leader
 
 
 class MemoryUsers:
@@ -345,6 +373,7 @@ class World:
     def __init__(self, path: Path, settings: Settings) -> None:
         self.settings = settings
         self.log = OneNodeLog(path)
+        self.members = MemoryMembers()
         self.users = MemoryUsers()
         self.roles = MemoryRoles(self.users)
         self.tokens = JwtTokens({"1": SECRET}, "1")
@@ -364,6 +393,7 @@ class World:
                 validator=IntegerValidator(),
                 api_keys=ApiKeys(),
                 clock=FixedClock(),
+                members=self.members,
                 accounts=AccountPolicy(registration_open=settings.registration == "open"),
             )
         )

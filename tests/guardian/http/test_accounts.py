@@ -248,6 +248,10 @@ async def test_the_cluster_has_the_promised_shape(world: Any) -> None:
         "commit_index",
         "applied_index",
         "members",
+        "members_version",
+        "stage",
+        "waits_for",
+        "joiners",
     }
     assert answer.json["members"] == [
         {

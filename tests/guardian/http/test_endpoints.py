@@ -31,7 +31,8 @@ DELETE /projects/{project_id}/configs/{key}
 GET /projects/{project_id}/configs/{key}/revisions
 GET /projects/{project_id}/configs/{key}/revisions/{version}
 POST /projects/{project_id}/configs/{key}/rollback
-GET /read/{api_key}/{key}  GET /read/{key}  GET /cluster
+GET /read/{api_key}/{key}  GET /read/{key}
+GET /cluster  PUT /cluster/members  POST /cluster/transfer
 """
 PROMISED_OUTSIDE = "/ /livez /ready /readyz /health /healthz /metrics /openapi.json /docs"
 

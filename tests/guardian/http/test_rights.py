@@ -18,6 +18,8 @@ BODIES: dict[type[bodies.Body], dict[str, object]] = {
     bodies.CreateConfig: {"key": "other", "schema_id": "absent", "content": {}},
     bodies.UpdateConfig: {"content": {}, "expected_version": 1},
     bodies.Rollback: {"to_version": 1, "expected_version": 1},
+    bodies.ChangeMembers: {"members": [{"id": "node1"}], "expected_version": 1},
+    bodies.TransferLeadership: {},
 }
 #: who passes the check of rights; the others get the status said, or 404 where they see nothing
 PASSES = {

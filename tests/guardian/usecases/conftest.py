@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -614,6 +615,7 @@ def make_stage(policy: AccountPolicy | None = None) -> Stage:
         validator=validator,
         api_keys=Codec(),
         clock=clock,
+        members=AsyncMock(),
         accounts=policy or AccountPolicy(),
     )
     services = Services.of(ports)

@@ -16,8 +16,9 @@ from jepsen_like.durability.streams import (
     Reply,
     classify,
 )
-from raftcore.core.messages import HeartbeatReply, VoteReply
-from raftcore.transport.framing import FrameKind, encode_frame
+from raftcore.core.messages import AppendRequest, HeartbeatReply, VoteReply
+from raftcore.core.types import Entry, EntryType
+from raftcore.transport.framing import FrameKind, compress_body, encode_frame
 from raftcore.transport.handshake import Introduction, encode_introduction
 from raftcore.transport.wire import encode_message
 
@@ -33,6 +34,27 @@ def response(revision: int, body: bytes = b"{}", status: str = "200 OK") -> byte
         f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
         f"X-Guardian-Revision: {revision}\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
+
+
+def compressed(term: int) -> bytes:
+    """A message that is worth compressing: an append of many equal bytes."""
+    entry = Entry(1, term, EntryType.COMMAND, bytes(1000))
+    body = compress_body(
+        FrameKind.MESSAGE, encode_message(AppendRequest("n1", term, 0, 0, 0, 1, 1, (entry,)))
+    )
+    assert body is not None
+    return encode_frame(FrameKind.COMPRESSED, body)
+
+
+def test_compressed_messages_are_read_as_what_they_were() -> None:
+    stream = PeerStream()
+    stream.sent(HELLO)
+    data = frame(1) + compressed(2) + frame(3)
+    said = stream.parse(data)
+    assert [s.what.term for s in said] == [1, 2, 3]
+    assert said[-1].end == len(data)
+    heard = InboundStream().feed(HELLO + data)
+    assert [message.term for message in heard] == [1, 2, 3]
 
 
 class FixedLog:

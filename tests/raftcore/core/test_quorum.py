@@ -81,3 +81,31 @@ def test_votes_of_learners_and_strangers_do_not_count() -> None:
     configuration = configuration_of("abc", "z")
     votes = {"a": True, "z": True, "stranger": True}
     assert vote_result(configuration, votes) is VoteResult.PENDING
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+def test_quorums_of_a_change_meet_those_before_and_after_it(size: int) -> None:
+    """Thesis 4.3, by trying every pair of voter sets among five nodes: what joint mode decides, a
+    quorum of the old voters and one of the new ones each has a part in."""
+    for new in combinations(NAMES[:5], size):
+        for old_size in range(1, 6):
+            for old in combinations(NAMES[:5], old_size):
+                joint = quorums(configuration_of(new, (), old))
+                for other in (configuration_of(new), configuration_of(old)):
+                    assert all(one & two for one in joint for two in quorums(other))
+                assert all(one & two for one in joint for two in joint)
+
+
+def test_a_majority_of_the_union_would_not_do() -> None:
+    """M40: {d, e, b} is a majority of all five, and misses the old majority {a, c}."""
+    configuration = configuration_of("de", (), "abc")
+    votes = dict.fromkeys("bde", True)
+    assert vote_result(configuration, votes) is VoteResult.PENDING
+    assert quorum_value(configuration, lambda node: int(node in votes)) == 0
+
+
+def test_who_is_in_no_set_of_voters_does_not_count_itself() -> None:
+    """Rule 41: the leader a has removed itself."""
+    values = {"a": 9, "b": 9, "c": 3}
+    assert quorum_value(configuration_of("bc"), values.__getitem__) == 3
+    assert vote_result(configuration_of("bc"), {"a": True, "b": True}) is VoteResult.PENDING

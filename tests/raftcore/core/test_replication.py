@@ -474,6 +474,20 @@ def test_entries_out_of_memory_are_read_from_storage_for_a_peer() -> None:
     assert c["b"].image.entries == leader.image.entries
 
 
+def test_a_read_whose_beginning_is_compacted_meanwhile_harms_nothing() -> None:
+    """The peer acknowledged, late, what was being read for it; nothing needs that any more."""
+    _, leader = far_behind(trailing_entries=2)
+    (read,) = leader.to_read
+    entries = tuple(leader.image.entries)
+    leader.to_read.clear()
+    leader.receive(msg.AppendReply("b", leader.raft.term, True, 8, 0, 0, 1, 0))
+    leader.take_snapshot()
+    assert leader.raft.status().first_index > read.first
+    leader.outbox.clear()
+    leader.step(ev.EntriesRead(leader.now_ns, read.request_id, entries))
+    assert [e.index for m in requests(leader.outbox, "b") for e in m.entries] == [9]
+
+
 def test_rule_29_a_short_read_is_sent_and_the_rest_is_read_next() -> None:
     _, leader = far_behind()
     (read,) = leader.to_read

@@ -13,7 +13,7 @@ from raftcore.core import messages as msg
 from raftcore.core.errors import InvariantError, PeerViolationError
 from raftcore.core.membership import encode_configuration
 from raftcore.core.messages import Message
-from raftcore.core.types import MAX_INDEX, MAX_TERM, Entry, EntryType, SnapshotMeta
+from raftcore.core.types import MAX_INDEX, MAX_TERM, Configuration, Entry, EntryType, SnapshotMeta
 
 META = SnapshotMeta(5, 1, b"", configuration_of("abc"), 10, b"")
 
@@ -71,6 +71,16 @@ FROM_ANYBODY: dict[str, Message] = {
     ),
     "snapshot without a voter": chunk(
         0, b"x", replace(META, configuration=configuration_of("", "abc"))
+    ),
+    "snapshot of nobody": chunk(0, b"x", replace(META, configuration=Configuration("sim", ()))),
+    "snapshot whose configuration contradicts itself": chunk(
+        0, b"x", replace(META, configuration=replace(META.configuration, leaving=("a",)))
+    ),
+    "append of the configuration of nobody": configuration_entry(
+        encode_configuration(Configuration("sim", ()))
+    ),
+    "append of a configuration that contradicts itself": configuration_entry(
+        encode_configuration(replace(META.configuration, old_voters=("x",)))
     ),
     "snapshot bytes before the file": chunk(-1, b"x"),
     "snapshot bytes beyond the file": chunk(5, b"x" * 6),

@@ -21,13 +21,16 @@ from raftcore import (
     CoreConfig,
     Entry,
     EntryType,
+    JoinPolicy,
+    Lease,
     Member,
     Node,
     NodeOptions,
     Runtime,
 )
-from raftcore.storage.base import Write
+from raftcore.storage.base import Identity, Write
 from raftcore.storage.memory import MemoryDisk, MemoryLog
+from raftcore.trace import MemoryTracer
 from raftcore.transport.memory import MemoryNetwork, MemoryTransport
 
 #: Only a failing test waits this long.
@@ -164,11 +167,11 @@ class World:
 
     until = staticmethod(until)
 
-    def __init__(self, *ids: str) -> None:
+    def __init__(self, *ids: str, lease: Lease | None = None) -> None:
         members = tuple(
             Member(i, f"{i}:1", i.encode().ljust(16, b"-"), voter=True) for i in sorted(ids)
         )
-        self.configuration = Configuration("c0ffee", members)
+        self.configuration = Configuration("c0ffee", members, lease=lease)
         self.network = MemoryNetwork(random.Random(7))
         self.disks = {i: MemoryDisk.bootstrapped(i, self.configuration) for i in ids}
         self.stored = {i: Stored() for i in ids}
@@ -177,6 +180,9 @@ class World:
         self.nodes: dict[str, Node] = {}
         self.logs: dict[str, GatedLog] = {}
         self.machines: dict[str, Ledger] = {}
+        self._lives: dict[str, int] = {}
+        #: what each node traced in its newest run, each event checked against the schema
+        self.traces: dict[str, MemoryTracer] = {}
 
     def build(
         self,
@@ -184,11 +190,13 @@ class World:
         *,
         options: NodeOptions | None = None,
         on_request: Callable[[str, bytes], Awaitable[bytes]] | None = None,
+        on_join: JoinPolicy | None = None,
         **config: int,
     ) -> Node:
         """A node on that disk, not started."""
         self.logs[node_id] = GatedLog(self.disks[node_id], self.gates[node_id])
         self.machines[node_id] = Ledger(self.stored[node_id], self.snapshot_gates[node_id])
+        self.traces[node_id] = MemoryTracer()
         self.nodes[node_id] = Node(
             config=CoreConfig(node_id, **(TIMING | config)),
             storage=self.logs[node_id],
@@ -196,6 +204,8 @@ class World:
             state_machine=self.machines[node_id],
             options=options,
             on_request=on_request,
+            on_join=on_join,
+            tracer=self.traces[node_id],
             runtime=Runtime(rng=random.Random(node_id)),
         )
         return self.nodes[node_id]
@@ -203,6 +213,45 @@ class World:
     async def start(self, *ids: str, **settings: Any) -> None:
         for node_id in ids or tuple(self.disks):
             await self.build(node_id, **settings).start()
+
+    def member(self, node_id: str, *, voter: bool = True) -> Member:
+        """That node as the configuration has it, or would have it."""
+        return Member(node_id, f"{node_id}:1", self.incarnation(node_id), voter)
+
+    def incarnation(self, node_id: str) -> bytes:
+        life = self._lives.get(node_id, 0)
+        return f"{node_id}{life or ''}".encode().ljust(16, b"-")
+
+    def wipe(self, node_id: str) -> Member:
+        """That node's directory is lost; as which member it could come back."""
+        self._lives[node_id] = self._lives.get(node_id, 0) + 1
+        self.disks.pop(node_id, None)
+        return self.member(node_id)
+
+    async def join(self, node_id: str, **settings: Any) -> Node:
+        """Start a node with an empty log, as one that joins begins."""
+        identity = Identity(self.configuration.cluster_id, node_id, self.incarnation(node_id))
+        self.disks[node_id] = MemoryDisk(identity)
+        self.stored[node_id] = Stored()
+        self.gates[node_id], self.snapshot_gates[node_id] = Gate(), Gate()
+        await self.start(node_id, **settings)
+        return self.nodes[node_id]
+
+    async def leading(self) -> Node:
+        """Whoever leads the highest term, whether all follow it or not; waits for one."""
+
+        def newest() -> Node | None:
+            leaders = [node for node in self.nodes.values() if node.is_leader]
+            return max(leaders, key=lambda node: node.status().core.term, default=None)
+
+        found: Node = await until("somebody leads", newest)
+        return found
+
+    async def members(self) -> tuple[str, ...]:
+        """The members that run, as their leader knows them."""
+        leader = await self.leading()
+        known = {member.node_id for member in leader.configuration.members}
+        return tuple(i for i in self.nodes if i in known)
 
     async def leader(self, *among: str) -> Node:
         """The leader that all those (or all nodes) follow; waits for one."""
@@ -247,8 +296,8 @@ class World:
 async def make_world() -> AsyncIterator[Callable[..., World]]:
     made: list[World] = []
 
-    def make(*ids: str) -> World:
-        made.append(World(*ids))
+    def make(*ids: str, lease: Lease | None = None) -> World:
+        made.append(World(*ids, lease=lease))
         return made[-1]
 
     yield make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from raftcore import (
     NodeOptions,
     open_member,
 )
+from raftcore.trace import Kind, MemoryTracer
 
 NAMES = ("a", "b", "c")
 
@@ -78,6 +80,7 @@ class Cluster:
         self.founders = [Founder(n, f"127.0.0.1:{p}") for n, p in zip(names, ports, strict=True)]
         self.nodes: dict[str, Node] = {}
         self.machines: dict[str, Memory] = {}
+        self.traces: dict[str, MemoryTracer] = {}
         self._directories: dict[str, DataDirectory] = {}
 
     async def _start_one(self, founder: Founder, **options: Any) -> None:
@@ -89,19 +92,42 @@ class Cluster:
         member = await open_member(
             directory, founders=self.founders, listen=(host, int(port)), on_progress=told.append
         )
-        self.machines[name] = Memory()
+        self.machines[name], self.traces[name] = Memory(), MemoryTracer()
         self.nodes[name] = Node(
             config=CoreConfig(name, heartbeat_ms=30, election_timeout_ms=300),
             storage=member.storage,
             transport=member.transport,
             state_machine=self.machines[name],
             options=NodeOptions(**options),
+            tracer=self.traces[name],
         )
         await self.nodes[name].start()
 
     async def start(self, **options: Any) -> None:
         async with asyncio.timeout(20):
             await asyncio.gather(*(self._start_one(f, **options) for f in self.founders))
+
+    async def restart(self, founder: Founder) -> Node:
+        """Start that member again, stopped or not, at the founder's address."""
+        await self.halt(founder.node_id)
+        async with asyncio.timeout(20):
+            await self._start_one(founder)
+        return self.nodes[founder.node_id]
+
+    async def halt(self, name: str) -> None:
+        """Stop that member and let go of its directory."""
+        if name in self.nodes:
+            await self.nodes.pop(name).stop(handover=False)
+            self._directories.pop(name).close()
+
+    async def start_one(self, name: str) -> None:
+        async with asyncio.timeout(20):
+            await self._start_one(next(f for f in self.founders if f.node_id == name))
+
+    async def stop_one(self, name: str) -> None:
+        await self.nodes.pop(name).stop(handover=False)
+        del self.machines[name]
+        self._directories.pop(name).close()
 
     async def leader(self) -> Node:
         async with asyncio.timeout(20):
@@ -175,6 +201,63 @@ async def test_an_empty_state_machine_is_filled_from_snapshot_and_log(make_clust
     assert cluster.machines["a"].commands == [b"%d" % n for n in range(100)]
 
 
+async def test_a_member_that_moves_is_found_at_its_new_address(make_cluster: Any) -> None:
+    cluster = make_cluster(*NAMES)
+    await cluster.start()
+    leader = await cluster.leader()
+    moving = next(f for f in cluster.founders if f.node_id != leader.config.node_id)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    await leader.propose(b"before")
+    configuration, _ = await leader.update_address(moving.node_id, address)
+    assert configuration.member(moving.node_id).address == address
+    node = await cluster.restart(Founder(moving.node_id, address))
+    leader = await cluster.leader()
+    await leader.propose(b"after")
+    await cluster.until_equal([b"before", b"after"])
+    assert node.configuration.member(moving.node_id).address == address
+    assert moving.node_id in leader.status().connected
+
+
+async def test_a_member_whose_log_rotted_is_filled_again_by_the_others(make_cluster: Any) -> None:
+    cluster = make_cluster(*NAMES)
+    await cluster.start()
+    leader = await cluster.leader()
+    commands = [b"precious-%03d" % n for n in range(30)]
+    for command in commands:
+        await leader.propose(command)
+    await cluster.until_equal(commands)
+    rotten = next(f for f in cluster.founders if f.node_id != leader.config.node_id)
+    await cluster.halt(rotten.node_id)
+    flip_a_bit_of(commands[17], cluster.root / rotten.node_id)
+    node = await cluster.restart(rotten)
+    trace = cluster.traces[rotten.node_id]
+    assert trace.of(Kind.QUARANTINE_STARTED)
+    await cluster.until_equal(commands)
+    async with asyncio.timeout(20):
+        while node.status().quarantine is not None:  # noqa: ASYNC110 (its trace is looked at)
+            await asyncio.sleep(0.01)
+    (ended,) = trace.of(Kind.QUARANTINE_ENDED)
+    assert ended.fields["index"] >= len(commands)
+    await node.read_barrier()
+    # and it is a member like any other again: with it alone another one is a quorum
+    await cluster.halt(next(n for n in NAMES if n not in {leader.config.node_id, rotten.node_id}))
+    await leader.propose(b"with it")
+    assert cluster.machines[leader.config.node_id].commands[-1] == b"with it"
+
+
+def flip_a_bit_of(payload: bytes, directory: Path) -> None:
+    """Damage every copy of it in the log's file."""
+    (file,) = directory.rglob("data.mdb")
+    content = bytearray(file.read_bytes())
+    found = content.find(payload)
+    assert found >= 0, "the log holds what was written"
+    while found >= 0:
+        content[found + len(payload) - 1] ^= 1
+        found = content.find(payload)
+    file.write_bytes(content)
+
+
 async def test_only_a_founder_may_begin_on_an_empty_directory(tmp_path: Path) -> None:
     directory = DataDirectory.open(tmp_path / "x", "x", allow_unsupported_fs=True)
     with pytest.raises(BootstrapError, match="not among the founders"):
@@ -195,3 +278,55 @@ async def test_a_lost_directory_is_not_silently_founded_anew(
     with pytest.raises(BootstrapError, match="lived there"):
         await cluster.start()
     assert not (tmp_path / "a" / "log").exists()
+
+
+# -- quarantine (D3) ------------------------------------------------------------------------------
+
+
+def damage_an_entry(path: Path) -> None:
+    data_file = path / "log" / "data.mdb"
+    data_file.write_bytes(data_file.read_bytes().replace(b"the tenth", b"the tanth"))
+
+
+def put_back_an_older_log(path: Path) -> None:
+    shutil.copy(path.parent / "older.mdb", path / "log" / "data.mdb")
+
+
+def lose_the_floor(path: Path) -> None:
+    (path / "FLOOR").unlink()
+
+
+@pytest.mark.parametrize("harm", [damage_an_entry, put_back_an_older_log, lose_the_floor])
+async def test_a_member_that_lost_something_is_filled_again_and_takes_part_again(
+    make_cluster: Any, harm: Callable[[Path], None]
+) -> None:
+    cluster = make_cluster(*NAMES)
+    await cluster.start()
+    leader = await cluster.leader()
+    name = next(n for n in NAMES if n != leader.config.node_id)
+    path = cluster.root / name
+    said = [b"the first", *(b"the tenth" for _ in range(10)), b"the last"]
+    await leader.propose(said[0])
+    await cluster.until_equal(said[:1])
+    await cluster.stop_one(name)
+    shutil.copy(path / "log" / "data.mdb", cluster.root / "older.mdb")
+    await cluster.start_one(name)
+    for data in said[1:]:
+        await leader.propose(data)
+    await cluster.until_equal(said)
+    await cluster.stop_one(name)
+    harm(path)
+    await cluster.start_one(name)
+    assert (path / "QUARANTINE").exists()
+    assert cluster.nodes[name].status().quarantine
+    await leader.propose(b"meanwhile")
+    await cluster.until_equal([*said, b"meanwhile"])
+    async with asyncio.timeout(20):
+        while cluster.nodes[name].status().quarantine:  # noqa: ASYNC110 (nothing signals it)
+            await asyncio.sleep(0.01)
+    assert not (path / "QUARANTINE").exists()
+    for other in NAMES:
+        if other not in (name, leader.config.node_id):
+            await cluster.stop_one(other)
+    await leader.propose(b"with its voice")
+    assert cluster.machines[leader.config.node_id].commands[-1] == b"with its voice"

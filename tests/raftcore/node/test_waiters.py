@@ -92,14 +92,14 @@ async def test_at_the_end_only_what_nobody_saw_is_certain(proposals: Proposals) 
 
 async def test_a_round_of_reads_is_released_or_refused_together() -> None:
     loop, reads = asyncio.get_running_loop(), Reads(100)
-    assert reads.start_round() is None
+    assert reads.start_rounds() == []
     first, second = reads.add(loop), reads.add(loop)
-    number = reads.start_round()
+    ((number, _),) = reads.start_rounds()
     assert number == 101
     reads.release(number, 9)
     assert (await first, await second) == (9, 9)
     third = reads.add(loop)
-    again = reads.start_round()
+    ((again, _),) = reads.start_rounds()
     assert again == 102
     reads.refuse(again, NotLeaderError("b"))
     with pytest.raises(RefusedError):
@@ -109,7 +109,7 @@ async def test_a_round_of_reads_is_released_or_refused_together() -> None:
 async def test_a_round_that_nobody_waits_for_is_forgotten() -> None:
     loop, reads = asyncio.get_running_loop(), Reads(0)
     gone, kept = reads.add(loop), reads.add(loop)
-    number = reads.start_round()
+    ((number, _),) = reads.start_rounds()
     gone.cancel()
     reads.gave_up = True
     assert reads.abandoned() == [], "one still waits"
@@ -122,7 +122,7 @@ async def test_a_round_that_nobody_waits_for_is_forgotten() -> None:
 async def test_at_the_end_all_reads_are_refused() -> None:
     loop, reads = asyncio.get_running_loop(), Reads(0)
     started = reads.add(loop)
-    reads.start_round()
+    reads.start_rounds()
     waiting = reads.add(loop)
     reads.end(StoppedError("end"))
     for future in (started, waiting):

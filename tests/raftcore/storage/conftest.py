@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from raftcore.core.types import Configuration, HardState, Member
+from raftcore.core.types import Configuration, HardState, Member, SnapshotMeta
 from raftcore.storage.base import Write
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.files import Files
@@ -28,18 +29,42 @@ class Crash(BaseException):
 
 
 class FaultyFiles(Files):
-    """Crashes at the n-th named step, or fails the n-th fsync, or only writes down the steps."""
+    """Crashes or fails at the n-th named step, or fails the n-th fsync, or only writes them down.
 
-    def __init__(self, crash_at: int | None = None, fail_fsync_at: int | None = None) -> None:
+    With ``tear_at`` the n-th write to the middle of a file is cut in half, and the process dies.
+    """
+
+    def __init__(
+        self,
+        crash_at: int | None = None,
+        fail_fsync_at: int | None = None,
+        tear_at: int | None = None,
+        fail_at: int | None = None,
+    ) -> None:
         self.steps: list[str] = []
         self.fsyncs = 0
+        self.pwrites = 0
         self.crash_at = crash_at
         self.fail_fsync_at = fail_fsync_at
+        self.tear_at = tear_at
+        self.fail_at = fail_at
+
+    def fdatasync(self, fd: int) -> None:
+        self.fsync(fd)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> None:
+        self.pwrites += 1
+        if self.tear_at == self.pwrites - 1:
+            super().pwrite(fd, data[: len(data.rstrip(b"\0")) // 2], offset)
+            raise Crash("torn")
+        super().pwrite(fd, data, offset)
 
     def reached(self, step: str) -> None:
         self.steps.append(step)
         if self.crash_at == len(self.steps) - 1:
             raise Crash(step)
+        if self.fail_at is not None and len(self.steps) > self.fail_at:
+            raise OSError(5, "Input/output error")
 
     def fsync(self, fd: int) -> None:
         self.fsyncs += 1
@@ -66,6 +91,16 @@ class Place:
         member = Member("n1", "127.0.0.1:1", directory.founding_incarnation())
         directory.bootstrap(Configuration("cluster", (member,)))
 
+    def voter(self, name: str, last: int = 50, files: Files | None = None) -> LmdbLog:
+        """A new log of one voter of three, with committed entries up to ``last``."""
+        directory = self.directory(name, files)
+        own = Member("n1", "127.0.0.1:1", directory.founding_incarnation())
+        others = (Member(n, f"{n}:1", n.encode() * 8) for n in ("n2", "n3"))
+        directory.bootstrap(Configuration("cluster", (own, *others)))
+        log = self.log(directory)
+        log.persist([Write(HardState(2), None, commands(2, last, 2), commit_hint=last)])
+        return log
+
     def create(self, name: str | None = None, files: Files | None = None) -> LmdbLog:
         """A new bootstrapped log, opened."""
         directory = self.directory(name or next(self.names), files)
@@ -77,6 +112,16 @@ class Place:
         log = self.create(name, files)
         log.persist([Write(HardState(2), None, commands(2, last, 2), commit_hint=last)])
         return log
+
+    def snapshot(self, log: LmdbLog, index: int) -> SnapshotMeta:
+        """Take and adopt a local snapshot that holds the cluster's own configuration."""
+        (entry,) = log.read(index, index, 1)
+        configuration = log._configurations.current
+        writer = log.begin_snapshot(index, entry.term, log.chain_at(index), configuration)
+        writer.write(b"state at %d" % index)
+        meta = writer.finish()
+        log.compact(log.adopt_snapshot(meta))
+        return meta
 
     def log(self, directory: DataDirectory, **options: Any) -> LmdbLog:
         options.setdefault("map_size_bytes", MAP_SIZE_BYTES)
@@ -95,7 +140,12 @@ class Place:
         return self.again(self.close(log).name, **options)
 
     def again(self, name: str, **options: Any) -> LmdbLog:
-        return self.log(self.directory(name), **options)
+        directory = self.directory(name)
+        try:
+            return self.log(directory, **options)
+        except BaseException:
+            directory.close()
+            raise
 
     def crash(self, log: LmdbLog) -> Path:
         """End a run as a crash does: nothing is said about how the log was left."""
@@ -108,6 +158,20 @@ class Place:
         with path.open("r+b") as file:
             file.seek(offset)
             file.write(data)
+
+    def hashes(self, path: Path) -> dict[str, str]:
+        """A digest of every file below ``path`` but for the locks."""
+        return {
+            str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and file.name not in ("LOCK", "lock.mdb")
+        }
+
+    def crash_all(self) -> None:
+        """End every run as a crash does."""
+        for thing in reversed(self._open):
+            thing._abandon() if isinstance(thing, LmdbLog) else thing.close()
+        self._open.clear()
 
     def close_all(self) -> None:
         for thing in reversed(self._open):

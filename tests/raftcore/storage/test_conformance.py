@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raftcore.core.types import Configuration, Member
+from raftcore.core.types import Configuration, Member, SnapshotMeta
 from raftcore.storage.base import LogStorage
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.lmdb_log import LmdbLog, open_log
@@ -47,6 +47,17 @@ class LmdbStores:
         directory.bootstrap(Configuration("cluster", (member,)))
         return self._open(directory)
 
+    def create_joining(self) -> LmdbLog:
+        directory = DataDirectory.open(self.root / f"n{len(self.open)}", "n1")
+        directory.join("cluster")
+        return self._open(directory)
+
+    def damage_snapshot(self, storage: LogStorage, meta: SnapshotMeta) -> None:
+        path = cast(LmdbLog, storage)._directory.snapshot_path / f"{meta.index}-{meta.term}.snap"
+        raw = bytearray(path.read_bytes())
+        raw[-100] ^= 1
+        path.write_bytes(raw)
+
     def _open(self, directory: DataDirectory) -> LmdbLog:
         self.open.append(open_log(directory, map_size_bytes=MAP_SIZE_BYTES))
         return self.open[-1]
@@ -67,8 +78,16 @@ class TestMemoryLog(StorageConformance):
     def create(self) -> LogStorage:
         return new_memory_log()
 
+    def create_joining(self) -> LogStorage:
+        return MemoryLog(MemoryDisk.joining("n1", "cluster", b"i" * 16))
+
     def reopen(self, storage: LogStorage) -> LogStorage:
         return reopen_memory_log(storage)
+
+    def damage_snapshot(self, storage: LogStorage, meta: SnapshotMeta) -> None:
+        snapshots = cast(MemoryLog, storage).disk.snapshots
+        found, raw = snapshots[meta.index, meta.term]
+        snapshots[meta.index, meta.term] = found, raw[:-100] + b"?" + raw[-99:]
 
 
 class TestLmdbLog(StorageConformance):
@@ -83,8 +102,14 @@ class TestLmdbLog(StorageConformance):
     def create(self) -> LogStorage:
         return self.stores.create()
 
+    def create_joining(self) -> LogStorage:
+        return self.stores.create_joining()
+
     def reopen(self, storage: LogStorage) -> LogStorage:
         return self.stores.reopen(storage)
+
+    def damage_snapshot(self, storage: LogStorage, meta: SnapshotMeta) -> None:
+        self.stores.damage_snapshot(storage, meta)
 
 
 @given(st.integers(0, 2**32))

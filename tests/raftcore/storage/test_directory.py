@@ -245,7 +245,7 @@ def test_a_log_of_another_engine_is_refused(place: Any) -> None:
 def test_a_newer_format_is_refused_and_untouched(place: Any) -> None:
     path = place.close(place.create("node"))
     body = unseal((path / "IDENTITY").read_bytes())
-    (path / "IDENTITY").write_bytes(seal(body | {"format_version": 9, "min_reader_version": 2}))
+    (path / "IDENTITY").write_bytes(seal(body | {"format_version": 9, "min_reader_version": 3}))
     before = content_of(path)
     with pytest.raises(FormatTooNewError) as caught:
         open_directory(path)
@@ -381,36 +381,70 @@ def test_without_rights_beside_the_directory_there_is_no_marker_but_a_warning(
     assert "no marker" in caplog.text
 
 
-BOOTSTRAP_STEPS = 13
+CREATION_STEPS = 13
 
 
-def test_the_steps_of_a_bootstrap_are_all_exercised(place: Any, faulty_files: Any) -> None:
-    files = faulty_files()
-    directory = place.directory("node", files)
+def bootstrap(place: Any, directory: DataDirectory) -> None:
     place.bootstrap(directory)
-    assert len(files.steps) == BOOTSTRAP_STEPS, files.steps
 
 
-@pytest.mark.parametrize("step", range(BOOTSTRAP_STEPS))
-def test_a_crash_at_any_step_of_the_bootstrap_is_recovered(
-    place: Any, faulty_files: Any, crash: type[BaseException], step: int
+def join(place: Any, directory: DataDirectory) -> None:
+    """As a joiner does: the incarnation first, then contact with a member, then the rest."""
+    directory.founding_incarnation()
+    directory.join("cluster")
+
+
+@pytest.mark.parametrize("create", [bootstrap, join])
+def test_the_steps_of_a_creation_are_all_exercised(
+    place: Any, faulty_files: Any, create: Any
+) -> None:
+    files = faulty_files()
+    create(place, place.directory("node", files))
+    assert len(files.steps) == CREATION_STEPS, files.steps
+
+
+@pytest.mark.parametrize(("create", "last"), [(bootstrap, 1), (join, 0)])
+@pytest.mark.parametrize("step", range(CREATION_STEPS))
+def test_a_crash_at_any_step_of_a_creation_is_recovered(
+    place: Any, faulty_files: Any, crash: type[BaseException], create: Any, last: int, step: int
 ) -> None:
     directory = place.directory("node", faulty_files(crash_at=step))
     with pytest.raises(crash):
-        place.bootstrap(directory)
+        create(place, directory)
     shown = directory._founding and directory._founding["incarnation"]
     directory.close()
     directory = place.directory("node")
     if directory.identity is None:
         incarnation = directory.founding_incarnation()
         assert shown in (None, incarnation.hex())
-        place.bootstrap(directory)
+        create(place, directory)
     found = place.log(directory).load()
-    assert (found.last_index, found.commit_hint) == (1, 1)
+    assert (found.last_index, found.commit_hint) == (last, last)
     assert directory.identity.incarnation == directory.founding_incarnation()
     assert directory.marker().cluster_id == "cluster"
     left = {path.name for path in directory.path.iterdir()}
-    assert left == {"IDENTITY", "LOCK", "log", "snap"}
+    assert left == {"FLOOR", "IDENTITY", "LOCK", "log", "snap"}
+
+
+def test_a_directory_begun_as_a_joiner_may_still_found_and_the_reverse(place: Any) -> None:
+    """Nothing was promised yet; the incarnation is the same in any case."""
+    for first, second in ((bootstrap, join), (join, bootstrap)):
+        name = f"{first.__name__}-first"
+        directory = place.directory(name)
+        incarnation = directory.founding_incarnation()
+        directory._write_founding(incarnation, {"joining": "other"})
+        directory.close()
+        directory = place.directory(name)
+        second(place, directory)
+        assert directory.identity.cluster_id == "cluster"
+        assert directory.identity.incarnation == incarnation
+
+
+def test_what_belongs_to_a_cluster_joins_no_other(place: Any) -> None:
+    directory = place.directory("node")
+    directory.join("cluster")
+    with pytest.raises(BootstrapError, match="belongs to cluster cluster"):
+        directory.join("other")
 
 
 def test_a_failed_bootstrap_is_not_tried_again_in_the_same_run(

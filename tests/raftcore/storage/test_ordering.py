@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raftcore.storage import lmdb_log
+from raftcore.storage import opening
 from raftcore.storage.files import Files
 from raftcore.testing.storage_model import make_snapshot, receive, take_snapshot
 
@@ -22,6 +22,9 @@ class Recorder(Files):
     def fsync(self, fd: int) -> None:
         super().fsync(fd)
         self.log.append("fsync " + Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+
+    def fdatasync(self, fd: int) -> None:
+        self.fsync(fd)
 
     def rename(self, source: Path, target: Path) -> None:
         self.log.append(f"rename {source.name} {target.name}")
@@ -107,20 +110,31 @@ def test_a_bootstrap_syncs_each_file_before_its_name_and_its_name_before_the_nex
     ]
 
 
-def test_an_open_takes_the_clean_mark_and_syncs_the_file_before_it_is_mapped(
+def test_an_open_syncs_the_file_before_it_is_mapped_and_takes_the_mark_before_the_first_change(
     place: Any, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = place.close(place.filled("node", 50))
     directory = place.directory(path.name, recorder)
-    opened = lmdb_log.Environment.open
+    opened = opening.Environment.open
 
     def note(*arguments: Any, **options: Any) -> Any:
         recorder.log.append("map")
         return opened(*arguments, **options)
 
-    monkeypatch.setattr(lmdb_log.Environment, "open", note)
+    monkeypatch.setattr(opening.Environment, "open", note)
     log = place.log(directory)
-    assert recorder.log == ["remove CLEAN", "fsync log", "fsync data.mdb", "fsync log", "map"]
+    assert recorder.log == [
+        "fsync data.mdb",
+        "fsync log",
+        "map",
+        "remove CLEAN",  # all is verified, and the first change is about to be made
+        "fsync log",
+    ]
     recorder.log.clear()
     log.close()
-    assert recorder.log == ["fsync CLEAN.tmp", "rename CLEAN.tmp CLEAN", "fsync log"]
+    assert recorder.log == [
+        "fsync FLOOR",
+        "fsync CLEAN.tmp",
+        "rename CLEAN.tmp CLEAN",
+        "fsync log",
+    ]

@@ -365,7 +365,7 @@ def test_every_inconsistency_of_the_content_is_refused(
 def test_a_log_of_a_newer_format_is_refused_and_untouched(place: Any) -> None:
     def make_newer(env: Any, txn: Any) -> None:
         body = env.get_record(txn, b"format")
-        env.put_record(txn, b"format", body | {"format_version": 2, "min_reader_version": 2})
+        env.put_record(txn, b"format", body | {"format_version": 2, "min_reader_version": 3})
 
     rewrite(place, make_newer)
     before = digest(data_file(place.root / "node"))

@@ -110,7 +110,7 @@ def test_a_header_that_does_not_read_is_refused(body: bytes) -> None:
 
 
 def test_a_newer_file_is_told_from_a_damaged_one() -> None:
-    body = seal({"format_version": 2, "min_reader_version": 2})
+    body = seal({"format_version": 2, "min_reader_version": 3})
     with pytest.raises(FormatTooNewError):
         SnapshotDecoder(io.BytesIO(with_header(body)))
 

@@ -8,6 +8,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import uvloop
@@ -50,11 +51,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 @dataclass
 class Recorder:
-    """A receiver that keeps what it gets; ``answer`` does the requests."""
+    """A receiver that keeps what it gets; ``answer`` does the requests, ``decide`` the joiners."""
 
     answer: Callable[[str, bytes], Awaitable[bytes]] | None = None
+    decide: Callable[[Member], Awaitable[Configuration]] | None = None
     messages: list[Message] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
 
     def on_message(self, message: Message) -> None:
         self.messages.append(message)
@@ -66,11 +69,18 @@ class Recorder:
         assert self.answer is not None, "no request was expected"
         return await self.answer(sender, payload)
 
+    async def on_join(self, joiner: Member) -> Configuration:
+        assert self.decide is not None, "no joiner was expected"
+        return await self.decide(joiner)
+
+    def on_removed(self, detail: str) -> None:
+        self.removed.append(detail)
+
 
 class Cluster:
     """Some transports that know each other."""
 
-    def __init__(self, *ids: str, **options: float) -> None:
+    def __init__(self, *ids: str, **options: Any) -> None:
         self.ports = {node_id: free_port() for node_id in ids}
         self.configuration = Configuration(
             CLUSTER_ID,
@@ -96,14 +106,18 @@ class Cluster:
         *,
         identity: Identity | None = None,
         configuration: Configuration | None = None,
-        founding: Configuration | None = None,
+        **settings: Any,
     ) -> TcpTransport:
+        settings.setdefault("founding", configuration or self.configuration)
+        settings.setdefault("options", self.options)
         transport = TcpTransport(
             identity or Identity(CLUSTER_ID, node_id, incarnation_of(node_id)),
             ("127.0.0.1", self.ports[node_id]),
             configuration or self.configuration,
-            founding=founding,
-            options=self.options,
+            **(
+                {"founding": configuration or self.configuration, "options": self.options}
+                | settings
+            ),
             rng=random.Random(7),
         )
         self.transports[node_id] = transport
@@ -111,9 +125,9 @@ class Cluster:
         await transport.start(self.receivers[node_id])
         return transport
 
-    async def start_all(self) -> None:
+    async def start_all(self, **settings: Any) -> None:
         for node_id in self.ports:
-            await self.start(node_id)
+            await self.start(node_id, **settings)
         others = len(self.ports) - 1
         await until(lambda: all(len(t.connected()) == others for t in self.transports.values()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 
 import pytest
@@ -15,6 +16,8 @@ from raftcore.transport.framing import (
     FrameDecoder,
     FrameKind,
     WireError,
+    compress_body,
+    decompress_frame,
     encode_frame,
 )
 
@@ -89,3 +92,84 @@ def test_an_unknown_kind_is_refused() -> None:
 
 def test_the_overhead_is_what_a_frame_costs_besides_its_body() -> None:
     assert len(encode_frame(FrameKind.HELLO, bytes(10))) == 10 + FRAME_OVERHEAD_BYTES
+
+
+# -- compression ------------------------------------------------------------------------------
+
+
+def compressed(kind: int, size: int, stream: bytes) -> Frame:
+    return Frame(FrameKind.COMPRESSED, struct.pack(">BI", kind, size) + stream)
+
+
+def test_the_layout_of_a_compressed_frame_is_final() -> None:
+    """The zlib stream itself may differ between versions of zlib."""
+    raw = bytes.fromhex("040000006478014b4ca43d00007a4725e5")
+    frame = Frame(FrameKind.COMPRESSED, raw)
+    assert decompress_frame(frame, 1000) == (FrameKind.MESSAGE, b"a" * 100)
+    assert encode_frame(FrameKind.COMPRESSED, raw)[8] == 7
+    body = compress_body(FrameKind.MESSAGE, b"a" * 100)
+    assert body is not None
+    assert body[:5] == raw[:5]
+
+
+@given(
+    st.sampled_from((FrameKind.MESSAGE, FrameKind.REQUEST, FrameKind.RESPONSE)),
+    st.binary(max_size=300),
+    st.integers(1, 50),
+)
+def test_what_is_compressed_comes_out_as_it_was(kind: FrameKind, body: bytes, times: int) -> None:
+    packed = compress_body(kind, body * times)
+    if packed is None:
+        return
+    assert len(packed) < len(body * times)
+    frame = Frame(FrameKind.COMPRESSED, packed)
+    assert decompress_frame(frame, len(body) * times + 1) == (kind, body * times)
+
+
+def test_what_would_not_shrink_is_not_compressed() -> None:
+    assert compress_body(FrameKind.MESSAGE, b"") is None
+    assert compress_body(FrameKind.MESSAGE, bytes(range(256))) is None
+
+
+BOMB = zlib.compress(bytes(100 << 20), 9)
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (Frame(FrameKind.COMPRESSED, b""), "shorter than its header"),
+        (Frame(FrameKind.COMPRESSED, bytes(4)), "shorter than its header"),
+        (compressed(FrameKind.HELLO, 1, zlib.compress(b"x")), "can not be compressed"),
+        (compressed(FrameKind.COMPRESSED, 1, zlib.compress(b"x")), "can not be compressed"),
+        (compressed(99, 1, zlib.compress(b"x")), "can not be compressed"),
+        (compressed(4, 1 << 20, zlib.compress(bytes(1 << 20))), "at most 1048576"),
+        (compressed(4, 2**32 - 1, BOMB), "at most 1048576"),
+        (compressed(4, 1000, BOMB), "the size it states"),
+        (compressed(4, 3, zlib.compress(b"xx")), "the size it states"),
+        (compressed(4, 1, zlib.compress(b"xx")), "the size it states"),
+        (compressed(4, 2, zlib.compress(b"xx")[:-1]), "the size it states"),
+        (compressed(4, 2, zlib.compress(b"xx") + b"more"), "the size it states"),
+        (compressed(4, 2, b"not zlib at all"), "damaged"),
+        (compressed(4, 2, b""), "the size it states"),
+    ],
+)
+def test_a_compressed_frame_that_is_not_what_it_states_is_a_wire_error(
+    frame: Frame, reason: str
+) -> None:
+    with pytest.raises(WireError, match=reason):
+        decompress_frame(frame, 1 << 20)
+
+
+def test_a_bomb_is_not_inflated_beyond_what_it_states() -> None:
+    tracemalloc.start()
+    with pytest.raises(WireError):
+        decompress_frame(compressed(4, 1000, BOMB), 1 << 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@given(st.binary(max_size=100))
+def test_random_bytes_are_no_compressed_frame(raw: bytes) -> None:
+    with pytest.raises(WireError):
+        decompress_frame(Frame(FrameKind.COMPRESSED, raw), 1 << 20)

@@ -20,39 +20,52 @@ from raftcore.storage.base import Identity
 from raftcore.transport.framing import FrameDecoder, FrameKind, encode_frame
 from raftcore.transport.handshake import (
     MAX_HELLO_BYTES,
+    Facts,
     Founder,
     HandshakeRefusedError,
     Introduction,
+    Joining,
     RefusalCode,
     decode_introduction,
     decode_refusal,
     encode_introduction,
     encode_refusal,
 )
+from raftcore.transport.options import TransportOptions
 from raftcore.transport.wire import WireError, encode_message
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
 
-GOLDEN = Path(__file__).parent / "golden" / "handshake.txt"
+GOLDEN = Path(__file__).parent / "golden"
 
 FOUNDERS = (
     Founder("n1", "10.0.0.1:7000", (("http", "10.0.0.1:8080"),)),
     Founder("n2", "10.0.0.2:7000"),
 )
 SAMPLES = {
-    "hello": Introduction("n1", bytes(range(16)), "0123456789abcdef"),
+    "hello": Introduction("n1", bytes(range(16)), "0123456789abcdef", version=1),
     "hello_forming": Introduction(
-        "n1", bytes(range(16)), forming=True, founders=FOUNDERS, proposal="abcd"
+        "n1", bytes(range(16)), forming=True, founders=FOUNDERS, proposal="abcd", version=1
     ),
     "welcome_to_founder": Introduction(
-        "n2", bytes(range(16, 32)), "0123456789abcdef", configuration=b"{}"
+        "n2", bytes(range(16, 32)), "0123456789abcdef", configuration=b"{}", version=1
+    ),
+}
+NEWER = {"version": 2, "facts": Facts(2, 17, 300), "compressions": ("zlib",)}
+NEWER_SAMPLES = {name: replace(sample, **NEWER) for name, sample in SAMPLES.items()} | {
+    "hello_joining": replace(
+        SAMPLES["hello"],
+        **NEWER,
+        joining=Joining("10.0.0.4:7000", False, (("http", "10.0.0.4:8080"),)),
     ),
 }
 REFUSAL = HandshakeRefusedError(RefusalCode.CLUSTER_ID, "this is another cluster")
+NEWER_REFUSAL = HandshakeRefusedError(RefusalCode.NOT_LEADER, "ask n2", "10.0.0.2:7000")
 
 
-def golden() -> dict[str, bytes]:
-    lines = (line.split() for line in GOLDEN.read_text().splitlines())
+def golden(version: int = 1) -> dict[str, bytes]:
+    text = (GOLDEN / ("handshake.txt" if version == 1 else f"handshake-{version}.txt")).read_text()
+    lines = (line.split() for line in text.splitlines())
     return {name: bytes.fromhex(raw) for name, raw in lines}
 
 
@@ -63,6 +76,29 @@ def golden() -> dict[str, bytes]:
 def test_the_bytes_of_introductions_are_those_of_the_first_release(name: str) -> None:
     assert encode_introduction(SAMPLES[name]).hex() == golden()[name].hex()
     assert decode_introduction(golden()[name]) == SAMPLES[name]
+    assert decode_introduction(golden()[name], newest=1) == SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", NEWER_SAMPLES)
+def test_the_bytes_of_introductions_of_version_2_are_final(name: str) -> None:
+    assert encode_introduction(NEWER_SAMPLES[name]).hex() == golden(2)[name].hex()
+    assert decode_introduction(golden(2)[name]) == NEWER_SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_node_of_version_1_ignores_what_version_2_says(name: str) -> None:
+    heard = decode_introduction(golden(2)[name], newest=1)
+    assert heard == replace(SAMPLES[name], version=2)
+
+
+def test_the_bytes_of_a_refusal_with_a_subject_are_final() -> None:
+    assert encode_refusal(NEWER_REFUSAL).hex() == golden(2)["refuse"].hex()
+    decoded = decode_refusal(golden(2)["refuse"])
+    assert (decoded.code, decoded.detail, decoded.subject) == (
+        NEWER_REFUSAL.code, NEWER_REFUSAL.detail, NEWER_REFUSAL.subject
+    )  # fmt: skip
+    # Release 0.1 takes three fields and no more.
+    assert len(msgpack.unpackb(encode_refusal(NEWER_REFUSAL, version=1))) == 3
 
 
 def test_the_bytes_of_a_refusal_are_those_of_the_first_release() -> None:
@@ -71,14 +107,20 @@ def test_the_bytes_of_a_refusal_are_those_of_the_first_release() -> None:
     assert (decoded.code, decoded.detail) == (REFUSAL.code, REFUSAL.detail)
 
 
-def fields_of(name: str) -> list[Any]:
-    fields = msgpack.unpackb(golden()[name])
+def fields_of(name: str, version: int = 1) -> list[Any]:
+    fields = msgpack.unpackb(golden(version)[name])
     assert isinstance(fields, list)
     return fields
 
 
 def changed(position: int, value: object) -> bytes:
     fields = fields_of("hello_forming")
+    fields[position] = value
+    return msgpack.packb(fields)
+
+
+def changed_joiner(position: int, value: object) -> bytes:
+    fields = fields_of("hello_joining", 2)
     fields[position] = value
     return msgpack.packb(fields)
 
@@ -105,6 +147,25 @@ def changed(position: int, value: object) -> bytes:
         (msgpack.packb([b"raftcore", 1, 1, "n1", bytes(16)]), RefusalCode.BAD_HELLO),
         (msgpack.packb([*fields_of("hello"), "more"]), RefusalCode.BAD_HELLO),
         (msgpack.packb([b"raftcore", 9, 9]), RefusalCode.PROTOCOL_VERSION),
+        (msgpack.packb([*fields_of("hello", 2), "more"]), RefusalCode.BAD_HELLO),
+        (msgpack.packb(fields_of("hello", 2)[:-1]), RefusalCode.BAD_HELLO),
+        (msgpack.packb(fields_of("hello", 2)[:9]), RefusalCode.BAD_HELLO),
+        (changed_joiner(9, 0), RefusalCode.BAD_HELLO),
+        (changed_joiner(9, 2**40), RefusalCode.BAD_HELLO),
+        (changed_joiner(10, -1), RefusalCode.BAD_HELLO),
+        (changed_joiner(10, 2**63), RefusalCode.BAD_HELLO),
+        (changed_joiner(11, 2**32), RefusalCode.BAD_HELLO),
+        (changed_joiner(11, None), RefusalCode.BAD_HELLO),
+        (changed_joiner(12, "zlib"), RefusalCode.BAD_HELLO),
+        (changed_joiner(12, ["z" * 65]), RefusalCode.BAD_HELLO),
+        (changed_joiner(12, [b"zlib"]), RefusalCode.BAD_HELLO),
+        (changed_joiner(12, ["zlib"] * 17), RefusalCode.BAD_HELLO),
+        (changed_joiner(13, "h:1"), RefusalCode.BAD_HELLO),
+        (changed_joiner(13, ["h:1", True]), RefusalCode.BAD_HELLO),
+        (changed_joiner(13, ["nonsense", True, []]), RefusalCode.BAD_HELLO),
+        (changed_joiner(13, ["h:1", 1, []]), RefusalCode.BAD_HELLO),
+        (changed_joiner(13, ["h:1", True, [["a"]]]), RefusalCode.BAD_HELLO),
+        (changed_joiner(13, ["h:1", True, [["a", "b"]] * 65]), RefusalCode.BAD_HELLO),
     ],
 )
 def test_a_malformed_introduction_is_refused_by_code(raw: bytes, code: RefusalCode) -> None:
@@ -114,14 +175,17 @@ def test_a_malformed_introduction_is_refused_by_code(raw: bytes, code: RefusalCo
 
 
 def test_a_newer_peer_that_still_speaks_our_version_may_say_more() -> None:
-    fields = [*fields_of("hello"), "something new"]
-    fields[1] = 2
-    assert decode_introduction(msgpack.packb(fields)) == replace(SAMPLES["hello"], version=2)
+    fields = [*fields_of("hello", 2), "something new"]
+    fields[1] = 3
+    heard = decode_introduction(msgpack.packb(fields))
+    assert heard == replace(NEWER_SAMPLES["hello"], version=3)
 
 
-@given(st.sampled_from(sorted(SAMPLES)), st.data())
-def test_mutated_introductions_raise_nothing_but_refusals(name: str, data: st.DataObject) -> None:
-    raw = bytearray(golden()[name])
+@given(st.sampled_from(sorted(NEWER_SAMPLES)), st.sampled_from((1, 2)), st.data())
+def test_mutated_introductions_raise_nothing_but_refusals(
+    name: str, version: int, data: st.DataObject
+) -> None:
+    raw = bytearray(golden(version if name in SAMPLES else 2)[name])
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(raw)))
         end = data.draw(st.integers(at, min(len(raw), at + 4)))
@@ -159,7 +223,7 @@ def refusal_in(raw: bytes) -> str:
     [
         ({"cluster_id": "another"}, RefusalCode.CLUSTER_ID),
         ({"cluster_id": ""}, RefusalCode.CLUSTER_ID),
-        ({"node_id": "z"}, RefusalCode.UNKNOWN_NODE),
+        ({"node_id": "z", "version": 1}, RefusalCode.UNKNOWN_NODE),
         ({"node_id": "a", "incarnation": b"a".ljust(16, b"-")}, RefusalCode.UNKNOWN_NODE),
         ({"incarnation": b"wiped and re-made"[:16]}, RefusalCode.INCARNATION),
         ({"version": 7, "min_version": 7}, RefusalCode.PROTOCOL_VERSION),
@@ -368,13 +432,27 @@ async def test_whatever_answers_the_dialler_only_costs_the_attempt(
     await server.wait_closed()
 
 
-async def test_an_answer_frame_other_than_a_response_ends_an_established_connection(
+async def test_an_answer_frame_that_no_peer_sends_ends_an_established_connection(
     make_cluster: Any, eventually: Eventually
 ) -> None:
     cluster = make_cluster("a", "b")
     await cluster.start_all()
     inbound = cluster.transports["b"]._inbound["a"]
-    inbound.write_now(encode_frame(FrameKind.MESSAGE, encode_message(Heartbeat("b", 1, 0, 0))))
+    inbound.write_now(encode_frame(FrameKind.REQUEST, b""))
     await eventually(lambda: cluster.receivers["a"].lost == ["b"])
     assert cluster.transports["a"].stats.bad_frames == 1
     assert cluster.receivers["a"].messages == []
+
+
+async def test_an_acceptor_of_version_1_sends_no_messages(
+    make_cluster: Any, eventually: Eventually
+) -> None:
+    cluster = make_cluster("a", "b")
+    await cluster.start("a", options=TransportOptions(max_protocol_version=1))
+    b = await cluster.start("b")
+    await eventually(lambda: b.connected() == {"a"} and "b" in cluster.transports["a"]._inbound)
+    inbound = cluster.transports["a"]._inbound["b"]
+    message = encode_message(Heartbeat("a", 1, 0, 0), 1)
+    inbound.write_now(encode_frame(FrameKind.MESSAGE, message))
+    await eventually(lambda: b.stats.bad_frames == 1)
+    assert cluster.receivers["b"].messages == []

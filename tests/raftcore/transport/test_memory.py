@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raftcore.core.messages import Heartbeat
+from raftcore.core.messages import Health, Heartbeat, HeartbeatReply
 from raftcore.core.types import Configuration, Member
 from raftcore.errors import NotLeaderError, OutcomeUnknownError, UnknownPeerError
 from raftcore.transport.memory import MemoryNetwork, MemoryTransport
@@ -185,3 +185,106 @@ async def test_requests_end_as_over_a_real_network(net: Net, eventually: Eventua
     receiver.answer = cut_off
     with pytest.raises(OutcomeUnknownError):
         await asker.request("b", b"?", 20)
+
+
+# -- who is let in ----------------------------------------------------------------------------
+
+MEMBERS = tuple(Member(i, f"{i}:1", i.encode() * 16) for i in "abc")
+
+
+def configuration(*ids: str, retired: str = "") -> Configuration:
+    members = tuple(m for m in MEMBERS if m.node_id in ids)
+    return Configuration("c", members, retired=tuple(i.encode() * 16 for i in retired))
+
+
+async def started(recorder: Any, **versions: int) -> Net:
+    """Three transports that have been told who they are."""
+    net = Net(recorder)
+    for node_id in "abc":
+        transport = MemoryTransport(
+            net.network, node_id, max_protocol_version=versions.get(node_id, 2),
+            incarnation=node_id.encode() * 16, max_guests=1,
+        )  # fmt: skip
+        net.transports[node_id] = transport
+        transport.configure(configuration(*"abc"), MEMBERS)
+        await transport.start(net.receivers[node_id])
+    return net
+
+
+async def test_a_guest_is_heard_and_answered(recorder: Any) -> None:
+    net = await started(recorder)
+    a, b = net.transports["a"], net.transports["b"]
+    a.configure(configuration("a", "c"), ())
+    b.send("a", beat(1, "b"))
+    a.send("b", beat(2))
+    await settle()
+    assert net.receivers["a"].messages == [beat(1, "b")]
+    assert net.receivers["b"].messages == [beat(2)]
+    assert (a.guests(), a.connected(), b.connected()) == ({"b"}, frozenset(), {"a", "c"})
+    with pytest.raises(UnknownPeerError):
+        await b.request("a", b"?", 20)
+    with pytest.raises(UnknownPeerError):
+        await a.request("b", b"?", 20)
+    b.configure(configuration("b"), ())  # neither knows the other any more
+    a.send("b", beat(3))
+    await settle()
+    assert len(net.receivers["b"].messages) == 1
+
+
+async def test_guests_are_bounded_in_number_as_over_tcp(recorder: Any) -> None:
+    net = await started(recorder)
+    net.transports["a"].configure(configuration("a"), ())
+    net.transports["b"].send("a", beat(1, "b"))
+    net.transports["c"].send("a", beat(2, "c"))
+    await settle()
+    assert net.receivers["a"].messages == [beat(1, "b")]
+    await net.transports["b"].close()
+    net.transports["c"].send("a", beat(3, "c"))
+    await settle()
+    assert net.receivers["a"].messages == [beat(1, "b"), beat(3, "c")]
+
+
+async def test_a_removed_member_is_told_once_and_not_heard(recorder: Any) -> None:
+    net = await started(recorder)
+    a, b = net.transports["a"], net.transports["b"]
+    a.configure(configuration("a", "c", retired="b"), configuration("c").members)
+    for number in range(3):
+        b.send("a", beat(number, "b"))
+        a.send("b", beat(number))
+    await settle()
+    assert net.receivers["a"].messages == net.receivers["b"].messages == []
+    assert len(net.receivers["b"].removed) == 1
+    assert a.guests() == frozenset()
+    # As long as a configuration that still has it may decide something, it is heard.
+    a.configure(configuration("a", "c", retired="b"), configuration("b", "c").members)
+    b.send("a", beat(7, "b"))
+    await settle()
+    assert net.receivers["a"].messages == [beat(7, "b")]
+
+
+async def test_another_incarnation_of_a_member_is_not_heard(recorder: Any) -> None:
+    net = await started(recorder)
+    await net.transports["b"].close()
+    wiped = MemoryTransport(net.network, "b", incarnation=bytes(16))
+    wiped.configure(configuration("a", "c"), configuration("a", "c").members)
+    await wiped.start(net.receivers["b"])
+    wiped.send("a", beat(1, "b"))
+    await settle()
+    assert net.receivers["a"].messages == []
+    assert net.receivers["b"].removed == []
+
+
+async def test_a_node_of_version_1_hears_nothing_of_version_2_and_is_no_guest(
+    recorder: Any,
+) -> None:
+    net = await started(recorder, b=1)
+    reply = HeartbeatReply("a", 1, 3, Health(7, True, 2))
+    for target in "bc":
+        net.transports["a"].send(target, reply)
+    await settle()
+    assert net.receivers["b"].messages == [HeartbeatReply("a", 1, 3)]
+    assert net.receivers["c"].messages == [reply]
+    net.transports["a"].configure(configuration("a", "c"), configuration("c").members)
+    net.transports["b"].send("a", beat(1, "b"))
+    await settle()
+    assert net.receivers["a"].messages == []

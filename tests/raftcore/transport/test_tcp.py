@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from raftcore.core.errors import PeerViolationError
 from raftcore.core.messages import AppendRequest, Heartbeat, SnapshotChunk
-from raftcore.core.types import Entry, EntryType, SnapshotMeta
+from raftcore.core.types import Configuration, Entry, EntryType, SnapshotMeta
 from raftcore.errors import (
     EntryTooLargeError,
     NotLeaderError,
@@ -284,26 +285,92 @@ async def test_a_peer_that_dials_us_is_dialled_without_waiting_for_the_back_off(
     await eventually(lambda: transport.connected() == {"b"})
 
 
-async def test_removing_a_member_ends_its_connections(
+def without(cluster: Any, node_id: str, *, retired: bool = True) -> Configuration:
+    """The cluster's configuration after that member was removed."""
+    configuration: Configuration = cluster.configuration
+    gone = configuration.member(node_id)
+    assert gone is not None
+    return replace(
+        configuration,
+        members=tuple(m for m in configuration.members if m.node_id != node_id),
+        retired=(gone.incarnation,) if retired else (),
+    )
+
+
+async def test_removing_a_member_ends_its_connections_and_it_is_told(
     make_cluster: MakeCluster, eventually: Eventually
 ) -> None:
     cluster = make_cluster("a", "b", "c")
     await cluster.start_all()
     transport = cluster.transports["a"]
-    without_c = type(cluster.configuration)(
-        cluster.configuration.cluster_id,
-        tuple(m for m in cluster.configuration.members if m.node_id != "c"),
-    )
-    configure(transport, without_c)
-    await eventually(lambda: cluster.receivers["c"].lost == ["a"])
+    configure(transport, without(cluster, "c"))
     assert transport.connected() == {"b"}
-    assert cluster.receivers["a"].lost == []
     with pytest.raises(UnknownPeerError):
         await transport.request("c", b"", 1)
-    await eventually(lambda: transport.stats.refused["unknown_node"] > 0)
-    await eventually(lambda: cluster.transports["c"].stats.rejected["unknown_node"] > 0)
+    await eventually(lambda: cluster.receivers["c"].lost == ["a"])
+    assert cluster.receivers["a"].lost == []
+    await eventually(lambda: transport.stats.refused["removed"] > 0)
+    await eventually(lambda: cluster.receivers["c"].removed)
+    (detail,) = cluster.receivers["c"].removed
+    assert "c with incarnation" in detail
+    assert cluster.transports["c"].stats.rejected["removed"] > 0
     configure(transport, cluster.configuration)
     await eventually(lambda: transport.connected() == {"b", "c"})
+
+
+async def test_what_was_sent_to_a_member_before_its_removal_still_leaves(
+    make_cluster: MakeCluster, eventually: Eventually
+) -> None:
+    cluster = make_cluster("a", "b")
+    await cluster.start_all()
+    sent = [heartbeat(number) for number in range(2000)]
+    for message in sent:
+        cluster.transports["a"].send("b", message)
+    configure(cluster.transports["a"], without(cluster, "b"))
+    await eventually(lambda: cluster.receivers["b"].messages == sent)
+    await eventually(lambda: not cluster.transports["a"]._retiring)
+
+
+async def test_what_was_sent_while_dialling_leaves_even_if_the_member_is_removed_meanwhile(
+    make_cluster: MakeCluster, eventually: Eventually
+) -> None:
+    cluster = make_cluster("a", "b")
+    await cluster.start("b")
+    transport = await cluster.start("a")
+    transport.send("b", heartbeat(1))
+    configure(transport, without(cluster, "b"))
+    await eventually(lambda: cluster.receivers["b"].messages == [heartbeat(1)])
+    await eventually(lambda: not transport._retiring)
+
+
+async def test_a_removed_member_that_reads_nothing_is_not_waited_for_longer_than_the_bound(
+    make_cluster: MakeCluster, eventually: Eventually, port: int
+) -> None:
+    cluster, mute = await muted_pair(
+        make_cluster, eventually, port, write_bytes=1 << 16, stall_timeout_s=60, drain_timeout_s=0.1
+    )
+    transport = cluster.transports["a"]
+    mute.reading.clear()
+    entries = (Entry(1, 1, EntryType.COMMAND, bytes(1 << 20)),)
+    for number in range(40):
+        transport.send("b", AppendRequest("a", 1, 0, 0, 0, number, 0, entries))
+    configure(transport, without(cluster, "b"))
+    assert transport._retiring
+    await eventually(lambda: not transport._retiring)
+    assert cluster.receivers["a"].lost == []
+    await mute.close()
+    assert len(cluster.receivers["b"].messages) < 40
+
+
+async def test_a_removed_member_that_is_away_is_not_dialled_again(
+    make_cluster: MakeCluster, eventually: Eventually
+) -> None:
+    cluster = make_cluster("a", "b", "c", backoff_min_s=1000, backoff_max_s=1000)
+    transport = await cluster.start("a")
+    await eventually(lambda: transport.stats.connect_failures == 2)
+    configure(transport, without(cluster, "b"))
+    await eventually(lambda: not transport._retiring)
+    assert set(transport._links) == {"c"}
 
 
 async def test_a_member_that_moved_is_found_at_its_new_address(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from raftcore.core.membership import encode_configuration
 from raftcore.core.messages import (
     AppendReply,
     AppendRequest,
+    Health,
     Heartbeat,
     HeartbeatReply,
     Message,
@@ -31,8 +33,10 @@ from raftcore.core.types import (
     Configuration,
     Entry,
     EntryType,
+    Lease,
     Member,
     SnapshotMeta,
+    Target,
 )
 from raftcore.encoding import encode_entry
 from raftcore.transport import wire
@@ -42,6 +46,7 @@ from raftcore.transport.wire import (
     Request,
     Response,
     ResponseStatus,
+    UnknownMessageError,
     WireError,
     decode_message,
     decode_request,
@@ -51,7 +56,7 @@ from raftcore.transport.wire import (
     encode_response,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "wire.txt"
+GOLDEN = Path(__file__).parent / "golden"
 
 CONFIGURATION = Configuration(
     "0123456789abcdef",
@@ -60,6 +65,7 @@ CONFIGURATION = Configuration(
         Member("n2", "[::1]:7000", bytes(range(16, 32)), voter=False),
     ),
     old_voters=("n1",),
+    level=1,
 )
 ENTRIES = (
     Entry(8, 2, EntryType.NOOP),
@@ -82,6 +88,31 @@ SAMPLES: dict[str, Message] = {
     "read_index_request": ReadIndexRequest("n1", 4, 99),
     "read_index_reply": ReadIndexReply("n1", 4, 99, -1),
 }
+#: A configuration with everything that feature level 2 knows.
+NEWER_CONFIGURATION = replace(
+    CONFIGURATION,
+    old_voters=(),
+    target=Target(("n1", "n2"), ()),
+    retired=(bytes(range(32, 48)),),
+    lease=Lease(500, 200),
+    level=2,
+)
+JOINT_CONFIGURATION = replace(
+    NEWER_CONFIGURATION, target=None, old_voters=("n1", "n2"), leaving=("n2",)
+)
+HEALTH = Health(1234, True, 2)
+#: The same messages with what version 2 added.
+NEWER_SAMPLES: dict[str, Message] = SAMPLES | {
+    "append_reply": AppendReply("n1", 4, False, 0, 6, 2, 300, 12, HEALTH),
+    "heartbeat": Heartbeat("n1", 4, 9, 14, 11, 10),
+    "heartbeat_reply": HeartbeatReply("n1", 4, 14, HEALTH),
+    "snapshot_chunk": SnapshotChunk(
+        "n1", 4, replace(META, configuration=NEWER_CONFIGURATION), 256, b"chunk", 5, 15
+    ),
+    "snapshot_chunk_joint": SnapshotChunk(
+        "n1", 4, replace(META, configuration=JOINT_CONFIGURATION), 256, b"chunk", 5, 15
+    ),
+}
 REQUEST = Request(3, 1500, b"question")
 RESPONSES = {
     "response_ok": Response(3, ResponseStatus.OK, b"answer"),
@@ -89,8 +120,9 @@ RESPONSES = {
 }
 
 
-def golden() -> dict[str, bytes]:
-    lines = (line.split() for line in GOLDEN.read_text().splitlines())
+def golden(version: int = 1) -> dict[str, bytes]:
+    text = (GOLDEN / ("wire.txt" if version == 1 else f"wire-{version}.txt")).read_text()
+    lines = (line.split() for line in text.splitlines())
     return {name: bytes.fromhex(raw) for name, raw in lines}
 
 
@@ -99,8 +131,51 @@ def golden() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_bytes_of_every_message_type_are_those_of_the_first_release(name: str) -> None:
-    assert encode_message(SAMPLES[name]).hex() == golden()[name].hex()
+    assert encode_message(SAMPLES[name], 1).hex() == golden()[name].hex()
     assert decode_message(golden()[name], "n1") == SAMPLES[name]
+    assert decode_message(golden()[name], "n1", newest=1) == SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_what_version_2_adds_is_left_out_for_a_peer_of_version_1(name: str) -> None:
+    sample = NEWER_SAMPLES[name]
+    if not isinstance(sample, SnapshotChunk):  # its configuration's format is another matter
+        assert encode_message(sample, 1).hex() == golden()[name].hex()
+
+
+@pytest.mark.parametrize("name", NEWER_SAMPLES)
+def test_the_bytes_of_every_message_type_in_version_2_are_final(name: str) -> None:
+    assert encode_message(NEWER_SAMPLES[name], 2).hex() == golden(2)[name].hex()
+    assert decode_message(golden(2)[name], "n1") == NEWER_SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", NEWER_SAMPLES)
+def test_a_connection_of_version_1_takes_nothing_of_version_2(name: str) -> None:
+    with pytest.raises(WireError, match="version 2"):
+        decode_message(golden(2)[name], "n1", newest=1)
+
+
+@pytest.mark.parametrize("name", NEWER_SAMPLES)
+def test_fields_that_a_newer_peer_adds_at_the_end_are_ignored(name: str) -> None:
+    longer = msgpack.packb([*fields_of(name, 2), "something new", 7])
+    assert decode_message(longer, "n1", newer_peer=True) == NEWER_SAMPLES[name]
+    with pytest.raises(WireError, match="fields"):
+        decode_message(longer, "n1")
+
+
+@pytest.mark.parametrize("name", NEWER_SAMPLES)
+def test_a_newer_peer_leaves_no_field_out(name: str) -> None:
+    fields = fields_of(name, 2)
+    with pytest.raises(WireError):
+        decode_message(msgpack.packb(fields[:-1]), "n1", newer_peer=True)
+
+
+def test_a_type_that_only_a_newer_peer_knows_is_told_from_nonsense() -> None:
+    raw = msgpack.packb([2, 77, 4, b"x"])
+    with pytest.raises(UnknownMessageError, match="77"):
+        decode_message(raw, "n1", newer_peer=True)
+    with pytest.raises(WireError, match="type 77"):
+        decode_message(raw, "n1")
 
 
 def test_the_bytes_of_requests_and_responses_are_those_of_the_first_release() -> None:
@@ -161,18 +236,20 @@ def chunks(draw: st.DrawFn) -> SnapshotChunk:
     data, offset = draw(blobs), draw(st.integers(0, 2**40))
     size = offset + len(data) + draw(st.integers(0, 2**40))
     names = draw(st.lists(st.text("abé漢", min_size=1, max_size=9), unique=True))
+    voters = draw(st.lists(st.sampled_from(names), min_size=1)) if names else []
     members = tuple(
-        Member(n, "h:1", draw(st.binary(min_size=16, max_size=16)), draw(st.booleans()))
+        Member(n, f"{n}:1", draw(st.binary(min_size=16, max_size=16)), n in voters)
         for n in sorted(names)
     )
     meta = SnapshotMeta(
         draw(indexes), draw(terms), draw(st.binary(min_size=32, max_size=32)),
-        Configuration("c", members, tuple(names[:2])), size,
+        Configuration("c", members, tuple(sorted(names[:2]))), size,
         draw(st.binary(min_size=32, max_size=32)),
     )  # fmt: skip
     return SnapshotChunk("n1", draw(terms), meta, offset, data, draw(counters), draw(counters))
 
 
+healths = st.builds(Health, counters, st.booleans(), st.integers(1, 2**31))
 messages = st.one_of(
     appends(),
     chunks(),
@@ -188,9 +265,10 @@ messages = st.one_of(
         terms,
         counters,
         counters,
+        healths,
     ),
-    st.builds(Heartbeat, st.just("n1"), terms, indexes, counters),
-    st.builds(HeartbeatReply, st.just("n1"), terms, counters),
+    st.builds(Heartbeat, st.just("n1"), terms, indexes, counters, indexes, indexes),
+    st.builds(HeartbeatReply, st.just("n1"), terms, counters, healths),
     st.builds(
         SnapshotReply, st.just("n1"), terms, indexes, counters, st.booleans(), counters, counters
     ),
@@ -203,6 +281,16 @@ messages = st.one_of(
 @given(messages)
 def test_what_is_encoded_is_decoded(message: Message) -> None:
     assert decode_message(encode_message(message), "n1") == message
+
+
+@given(messages)
+def test_version_1_loses_what_version_2_added_and_nothing_else(message: Message) -> None:
+    expected = message
+    if isinstance(message, Heartbeat):
+        expected = replace(message, release_index=0)
+    elif isinstance(message, AppendReply | HeartbeatReply):
+        expected = replace(message, health=Health())
+    assert decode_message(encode_message(message, 1), "n1") == expected
 
 
 @given(st.integers(0, MAX_COUNTER), st.sampled_from(ResponseStatus), blobs, st.text(max_size=20))
@@ -225,14 +313,14 @@ def test_a_long_or_unencodable_text_is_cut_not_refused() -> None:
 # -- nonsense ---------------------------------------------------------------------------------
 
 
-def fields_of(name: str) -> list[object]:
-    value = msgpack.unpackb(golden()[name])
+def fields_of(name: str, version: int = 1) -> list[object]:
+    value = msgpack.unpackb(golden(version)[name])
     assert isinstance(value, list)
     return value
 
 
-def changed(name: str, position: int, value: object) -> bytes:
-    fields = fields_of(name)
+def changed(name: str, position: int, value: object, version: int = 1) -> bytes:
+    fields = fields_of(name, version)
     fields[position] = value
     return msgpack.packb(fields)
 
@@ -257,7 +345,8 @@ def renumbered(*indexes: int) -> list[bytes]:
         (msgpack.packb([1, 5, 4, "x\ud800"], unicode_errors="surrogatepass"), "not msgpack"),
         (msgpack.packb(7), "expected an array"),
         (msgpack.packb([1, 9]), "shorter than its header"),
-        (msgpack.packb([2, 9, 4]), "version 2"),
+        (msgpack.packb([3, 9, 4]), "version 3"),
+        (msgpack.packb([0, 9, 4]), "version 0"),
         (msgpack.packb([True, 9, 4]), "version True"),
         (msgpack.packb([1, 77, 4]), "type 77"),
         (msgpack.packb([1, "9", 4]), "expected an integer"),
@@ -284,11 +373,38 @@ def renumbered(*indexes: int) -> list[bytes]:
         (changed("snapshot_chunk", 3, None), "expected an array"),
         (changed("snapshot_chunk", 4, 1 << 20), "beyond the snapshot's end"),
         (changed("snapshot_chunk", 5, "chunk"), "expected bytes"),
+        (changed("heartbeat", 6, -1, 2), "outside"),
+        (changed("heartbeat", 6, None, 2), "expected an integer"),
+        (changed("heartbeat", 6, MAX_INDEX + 1, 2), "outside"),
+        (changed("heartbeat_reply", 4, 7, 2), "expected an array"),
+        (changed("heartbeat_reply", 4, [1, False], 2), "health of 2 fields"),
+        (changed("heartbeat_reply", 4, [1, False, 2, 3], 2), "longer than 3"),
+        (changed("heartbeat_reply", 4, [-1, False, 2], 2), "outside"),
+        (changed("heartbeat_reply", 4, [1, 0, 2], 2), "expected a boolean"),
+        (changed("append_reply", 9, [1, False, 0], 2), "outside"),
+        (changed("append_reply", 9, [1, False, 2**40], 2), "outside"),
+        (msgpack.packb(fields_of("append_reply", 2)[:-1]), "has 9 fields"),
+        (msgpack.packb([2, *fields_of("heartbeat")[1:]]), "has 6 fields"),
     ],
 )  # fmt: skip
 def test_nonsense_is_a_wire_error(raw: bytes, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
         decode_message(raw, "n1")
+
+
+def newer(**changes: object) -> bytes:
+    """A configuration of feature level 2 with some fields changed."""
+    return json.dumps(json.loads(encode_configuration(NEWER_CONFIGURATION)) | changes).encode()
+
+
+def test_a_configuration_that_is_only_written_anew_still_passes() -> None:
+    meta = fields_of("snapshot_chunk", 2)[3]
+    assert isinstance(meta, list)
+    meta[3] = newer()
+    assert (
+        decode_message(changed("snapshot_chunk", 3, meta, 2), "n1")
+        == (NEWER_SAMPLES["snapshot_chunk"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,6 +434,23 @@ def test_nonsense_is_a_wire_error(raw: bytes, reason: str) -> None:
         b'{"format":1,"cluster_id":"c","members":[{"node_id":"n","address":"a:1",'
         b'"incarnation":"","voter":true,"attributes":[["a",1]]}],"old_voters":[]}',
         b" " * ((1 << 20) + 1),
+        b'{"format":3,"cluster_id":"c","members":[],"old_voters":[]}',
+        newer(level=0),
+        newer(level=2**40),
+        newer(level=True),
+        newer(leaving=[""]),
+        newer(leaving=7),
+        newer(leaving=["n" * 256]),
+        newer(retired=["00"]),
+        newer(retired=["0g" * 16]),
+        newer(retired=["00" * 16] * 5000),
+        newer(lease=[0, 5]),
+        newer(lease=[500]),
+        newer(lease=[500, 10**7]),
+        newer(lease=["500", 5]),
+        newer(target={"voters": [""], "learners": []}),
+        newer(target={"voters": ["n1"]}),
+        newer(target=[1]),
     ],
 )
 def test_a_snapshot_with_a_malformed_configuration_is_a_wire_error(configuration: bytes) -> None:
@@ -352,9 +485,11 @@ def test_a_response_of_unknown_status_is_a_wire_error(status: object) -> None:
         decode_response(msgpack.packb([1, 1, status, b"", "", "", ""]))
 
 
-@given(st.sampled_from(sorted(SAMPLES)), st.data())
-def test_mutated_bytes_are_a_message_or_a_wire_error(name: str, data: st.DataObject) -> None:
-    raw = bytearray(golden()[name])
+@given(st.sampled_from(sorted(SAMPLES)), st.sampled_from((1, 2)), st.data())
+def test_mutated_bytes_are_a_message_or_a_wire_error(
+    name: str, version: int, data: st.DataObject
+) -> None:
+    raw = bytearray(golden(version)[name])
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(raw)))
         end = data.draw(st.integers(at, min(len(raw), at + 6)))
@@ -380,14 +515,19 @@ def test_random_bytes_never_raise_anything_but_a_wire_error(raw: bytes) -> None:
 # -- encoding once ----------------------------------------------------------------------------
 
 
-def test_a_batch_for_several_followers_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_for_several_followers_is_encoded_once_whatever_they_speak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls = []
     monkeypatch.setattr(wire, "encode_entry", lambda e: calls.append(e) or encode_entry(e))
     encoder = MessageEncoder()
     requests = [
         AppendRequest("n1", 4, 7, 2, 6, sequence, 12, ENTRIES) for sequence in (300, 301, 302)
     ]
-    encoded = [encoder.encode(request) for request in requests]
+    encoded = [
+        encoder.encode(request, version)
+        for request, version in zip(requests, (1, 2, 2), strict=True)
+    ]
     assert calls == list(ENTRIES)
     assert encoder.hits == 2
     assert [decode_message(raw, "n1") for raw in encoded] == requests

@@ -1,0 +1,1 @@
+"""``raftcore``: the command line for directories of nodes that do not run."""
