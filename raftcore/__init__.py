@@ -7,7 +7,6 @@
 protocol itself is ``raftcore.core.Raft``: events in, effects out, no clock and no I/O.
 """
 
-from raftcore.admission import JoinPolicy
 from raftcore.core.config import CoreConfig
 from raftcore.core.types import Configuration, Entry, EntryType, Lease, Member, SnapshotMeta
 from raftcore.errors import (
@@ -42,10 +41,11 @@ from raftcore.errors import (
 from raftcore.formation import Founder
 from raftcore.metrics import FIGURES, Counters, Figure, HistogramValue, Sample
 from raftcore.node import Node
-from raftcore.runtime import NodeOptions, Runtime
+from raftcore.runtime.admission import JoinPolicy
+from raftcore.runtime.options import NodeOptions, Runtime
+from raftcore.runtime.status import DiskStatus, NodeStatus, Proposed, SnapshotStatus
 from raftcore.startup import Join, open_member
 from raftcore.statemachine import AppliedPosition, SnapshotSource, StateMachine
-from raftcore.status import DiskStatus, NodeStatus, Proposed, SnapshotStatus
 from raftcore.storage.base import Identity, LogStorage
 from raftcore.storage.directory import DataDirectory
 from raftcore.trace import JsonLinesTracer, TraceEvent, Tracer

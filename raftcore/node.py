@@ -1,6 +1,6 @@
 """One member of a cluster, for those who use it: propose, read, hand over, look, stop.
 
-The work is done by :class:`~raftcore.driver.Driver`; this is its life and its public face.
+The work is done by :class:`~raftcore.runtime.driver.Driver`; this is its life and its public face.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
-from raftcore.admission import Admission, JoinPolicy, is_member
 from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
 from raftcore.core.messages import AppendRequest, Heartbeat, Message
 from raftcore.core.types import Configuration, Lease, Member, NodeId
-from raftcore.driver import ConfigurationCallback, Driver, LeadershipCallback
 from raftcore.errors import (
     NotLeaderError,
     OutcomeUnknownError,
     RaftcoreError,
     StoppedError,
 )
-from raftcore.figures import gauges
-from raftcore.members import (
+from raftcore.metrics import Sample, storage_samples, transport_samples
+from raftcore.runtime.admission import Admission, JoinPolicy, is_member
+from raftcore.runtime.driver import ConfigurationCallback, Driver, LeadershipCallback
+from raftcore.runtime.figures import gauges
+from raftcore.runtime.members import (
     CHANGE_TIMEOUT_S,
     Changed,
     MemberCommands,
@@ -31,12 +32,11 @@ from raftcore.members import (
     complete,
     wanted_members,
 )
-from raftcore.metrics import Sample, storage_samples, transport_samples
-from raftcore.observer import EventCallback, Observer
-from raftcore.operations import Operations
-from raftcore.runtime import NodeOptions, Runtime
+from raftcore.runtime.observer import EventCallback, Observer
+from raftcore.runtime.operations import Operations
+from raftcore.runtime.options import NodeOptions, Runtime
+from raftcore.runtime.status import NodeStatus
 from raftcore.statemachine import StateMachine
-from raftcore.status import NodeStatus
 from raftcore.storage.base import LogStorage
 from raftcore.tools.archive import Archived, backup_running
 from raftcore.trace import Kind, Tracer
@@ -239,8 +239,8 @@ class Node(Operations, MemberCommands):
         """State all members that are wanted, on the leader, and await that it is so.
 
         New voters catch up first; a leader that is to go hands over first. What was begun goes on
-        when this node stops leading or the caller stops waiting. ``raftcore.members`` has short
-        forms: :meth:`add_voter`, :meth:`remove` and others.
+        when this node stops leading or the caller stops waiting. Short forms: :meth:`add_voter`,
+        :meth:`remove` and others.
 
         Args:
             members: everybody wanted; ``voter`` says as what. An empty incarnation stands for that

@@ -18,6 +18,7 @@ from raftcore.errors import (
     SessionExpiredError,
     StoppedError,
 )
+from raftcore.runtime.status import Proposed
 from raftcore.sessions.format import (
     NO_SESSION,
     SessionLimits,
@@ -33,7 +34,6 @@ from raftcore.sessions.results import (
     SessionRefusal,
     SessionRefused,
 )
-from raftcore.status import Proposed
 
 FIRST_PAUSE_S = 0.01
 LONGEST_PAUSE_S = 0.5

@@ -12,9 +12,9 @@ from raftcore.core.config import CoreConfig
 from raftcore.core.types import Configuration, Member
 from raftcore.errors import NotLeaderError, RefusedError
 from raftcore.node import Node
-from raftcore.runtime import NodeOptions, Runtime
+from raftcore.runtime.options import NodeOptions, Runtime
+from raftcore.runtime.status import Proposed
 from raftcore.statemachine import StateMachine
-from raftcore.status import Proposed
 from raftcore.storage.base import LogStorage
 from raftcore.storage.memory import MemoryDisk, MemoryLog
 from raftcore.transport.memory import MemoryNetwork, MemoryTransport

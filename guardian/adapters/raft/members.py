@@ -26,8 +26,8 @@ from raftcore.errors import (
     StaleVersionError,
     TransferFailedError,
 )
-from raftcore.members import wanted_members
 from raftcore.node import Node
+from raftcore.runtime.members import wanted_members
 
 #: Member attribute that holds the address a node's HTTP API is reached at.
 HTTP_ATTRIBUTE = "http"

@@ -18,8 +18,8 @@ from raftcore import (
     StorageError,
     UnknownPeerError,
 )
-from raftcore import driver as driver_module
 from raftcore.errors import LogCorruptError, StorageFullError
+from raftcore.runtime import driver as driver_module
 
 
 async def proposals(node: Any, count: int, **more: Any) -> list[asyncio.Task[Any]]:

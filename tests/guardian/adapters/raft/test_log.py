@@ -36,7 +36,7 @@ from raftcore.errors import (
     StoppedError,
     UnknownPeerError,
 )
-from raftcore.status import Proposed
+from raftcore.runtime.status import Proposed
 
 COMMAND = DeleteProject(Envelope(b"i" * 16, "user:u1"), "p1")
 DONE = Done(7)

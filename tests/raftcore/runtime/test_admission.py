@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from raftcore.admission import Admission
 from raftcore.core.types import Configuration, Member
 from raftcore.errors import (
     ChangeInProgressError,
@@ -17,6 +16,7 @@ from raftcore.errors import (
     RemovedError,
     StoppedError,
 )
+from raftcore.runtime.admission import Admission
 
 
 def member(node_id: str, incarnation: str | None = None) -> Member:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raftcore.metrics import FIGURES, Sample
-from raftcore.status import NodeStatus
+from raftcore.runtime.status import NodeStatus
 
 _STAGES = {"stable": 0, "staging": 1, "joint": 2}
 

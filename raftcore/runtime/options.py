@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from raftcore.workers import ThreadWorker, Worker
+from raftcore.runtime.workers import ThreadWorker, Worker
 
 
 @dataclass(frozen=True, slots=True)

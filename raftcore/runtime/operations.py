@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
-from raftcore import waiters
 from raftcore.core import events as ev
 from raftcore.core.types import NodeId
-from raftcore.driver import Driver
 from raftcore.errors import (
     ChangeInProgressError,
     NotLeaderError,
@@ -26,8 +24,10 @@ from raftcore.errors import (
     UnknownPeerError,
 )
 from raftcore.metrics import Counters
-from raftcore.runtime import NodeOptions, Runtime
-from raftcore.status import Proposed
+from raftcore.runtime import waiters
+from raftcore.runtime.driver import Driver
+from raftcore.runtime.options import NodeOptions, Runtime
+from raftcore.runtime.status import Proposed
 from raftcore.trace import Kind
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from raftcore.core.effects import Persist, Send
 from raftcore.core.messages import Heartbeat, Message
 from raftcore.core.types import WriteMark
-from raftcore.outbox import Outbox
+from raftcore.runtime.outbox import Outbox
 
 
 class Told:

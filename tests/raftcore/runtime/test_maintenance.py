@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raftcore.maintenance import SCRUB_STEP_ENTRIES, Pace
+from raftcore.runtime.maintenance import SCRUB_STEP_ENTRIES, Pace
 
 
 @pytest.mark.parametrize(("entries", "interval"), [(10, 100), (1000, 100), (7, 10), (100, 1000)])

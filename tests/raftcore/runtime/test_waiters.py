@@ -13,7 +13,7 @@ from raftcore.errors import (
     RefusedError,
     StoppedError,
 )
-from raftcore.waiters import Proposals, Reads
+from raftcore.runtime.waiters import Proposals, Reads
 
 
 @pytest.fixture

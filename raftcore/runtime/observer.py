@@ -15,8 +15,8 @@ from raftcore.core.membership import stage_of
 from raftcore.core.messages import AppendReply, AppendRequest, Message, VoteReply
 from raftcore.core.types import Configuration, NodeId
 from raftcore.metrics import Counters, Measures
+from raftcore.runtime.workers import Written
 from raftcore.trace import Kind, TraceEvent, Tracer, Value
-from raftcore.workers import Written
 
 logger = logging.getLogger(__name__)
 

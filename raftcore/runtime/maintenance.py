@@ -12,12 +12,12 @@ import asyncio
 from collections.abc import Callable
 
 from raftcore.core.raft import Raft
-from raftcore.observer import Observer
+from raftcore.runtime.observer import Observer
+from raftcore.runtime.workers import LogWriter, PostToLoop, Worker
 from raftcore.storage.base import LogStorage, ScrubProgress
 from raftcore.storage.scrub import BYTES_PER_ENTRY
 from raftcore.trace import Kind
 from raftcore.transport.base import Transport
-from raftcore.workers import LogWriter, PostToLoop, Worker
 
 INTERVAL_S = 1.0
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from raftcore import waiters
 from raftcore.core import effects as fx
 from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
@@ -25,18 +24,19 @@ from raftcore.core.messages import Message
 from raftcore.core.raft import Raft
 from raftcore.core.types import Configuration, Entry, Member, NodeId
 from raftcore.errors import OutcomeUnknownError, StoppedError
-from raftcore.maintenance import Maintenance
-from raftcore.observer import Observer
-from raftcore.outbox import Outbox
-from raftcore.recovery import Recovery, recover
-from raftcore.runtime import NodeOptions, Runtime
-from raftcore.snapshotting import Snapshotting
+from raftcore.runtime import waiters
+from raftcore.runtime.maintenance import Maintenance
+from raftcore.runtime.observer import Observer
+from raftcore.runtime.options import NodeOptions, Runtime
+from raftcore.runtime.outbox import Outbox
+from raftcore.runtime.recovery import Recovery, recover
+from raftcore.runtime.snapshotting import Snapshotting
+from raftcore.runtime.status import DiskStatus, Proposed
+from raftcore.runtime.workers import LogWriter, Poster, Written
 from raftcore.statemachine import AppliedPosition, StateMachine
-from raftcore.status import DiskStatus, Proposed
 from raftcore.storage.base import LogStorage
 from raftcore.trace import Kind
 from raftcore.transport.base import Transport
-from raftcore.workers import LogWriter, Poster, Written
 
 logger = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from raftcore.core import events as ev
 from raftcore.core.raft import Raft
 from raftcore.core.types import Configuration, Entry, NodeId, SnapshotMeta
 from raftcore.errors import OverloadedError, RefusedError, StoppedError
-from raftcore.observer import Observer
+from raftcore.runtime.observer import Observer
+from raftcore.runtime.status import SnapshotStatus
+from raftcore.runtime.workers import LogWriter, PostToLoop, Worker
 from raftcore.statemachine import AppliedPosition, SnapshotSource, StateMachine
-from raftcore.status import SnapshotStatus
 from raftcore.storage.base import LogStorage, SnapshotReceiver
 from raftcore.trace import Kind
-from raftcore.workers import LogWriter, PostToLoop, Worker
 
 logger = logging.getLogger(__name__)
 

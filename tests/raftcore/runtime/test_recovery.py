@@ -9,7 +9,7 @@ import pytest
 
 from raftcore.core.types import Configuration, Entry, HardState, Member
 from raftcore.errors import LogCorruptError
-from raftcore.recovery import recover
+from raftcore.runtime.recovery import recover
 from raftcore.statemachine import AppliedPosition
 from raftcore.storage.base import Write
 from raftcore.storage.memory import MemoryDisk, MemoryLog

@@ -20,7 +20,7 @@ from raftcore.errors import (
     RefusedError,
     StaleVersionError,
 )
-from raftcore.members import MemberCommands, check_outcome, complete, wanted_members
+from raftcore.runtime.members import MemberCommands, check_outcome, complete, wanted_members
 
 
 def member(node_id: str, *, voter: bool = True) -> Member:
