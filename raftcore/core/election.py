@@ -151,7 +151,9 @@ def on_vote_reply(s: CoreState, m: VoteReply) -> None:
         return
     if m.granted and m.term != (s.term + 1 if m.pre_vote else s.term):
         return
-    s.candidacy.votes.setdefault(m.sender, m.granted)
+    # A grant is of exactly this term. A refusal carries the term of whoever refuses, so it may
+    # answer an earlier campaign: it gives way to a grant, whichever of them comes first (rule 6).
+    s.candidacy.votes[m.sender] = m.granted or s.candidacy.votes.get(m.sender, False)
     _count_votes(s)
 
 

@@ -160,13 +160,17 @@ def test_rule_6_a_vote_repeated_or_of_another_phase_or_term_is_not_counted() -> 
     assert node.raft.is_leader
 
 
-def test_rule_6_a_refusal_can_not_be_turned_into_a_grant() -> None:
+def test_rule_6_a_late_refusal_of_an_earlier_campaign_does_not_cost_the_grant_of_this_one() -> None:
+    """A refusal carries the term of who refuses, so an old one looks like one of this campaign."""
     node = ManualCluster("abcde")["a"]
     node.time_out()
-    node.receive(msg.VoteReply("b", 0, False, True))
-    node.receive(msg.VoteReply("b", 1, True, True))
-    node.receive(msg.VoteReply("c", 1, True, True))
-    assert node.raft.status().role == "pre_candidate"
+    for voter in "bc":
+        node.receive(msg.VoteReply(voter, 1, True, True))
+    assert node.raft.status().role == "candidate"
+    late, grants = msg.VoteReply("b", 1, False), [msg.VoteReply(v, 1, True) for v in "bc"]
+    for reply in (late, *grants, late):
+        node.receive(reply)
+    assert node.raft.is_leader
 
 
 def test_rule_6_no_vote_where_the_leader_of_the_term_is_known() -> None:
