@@ -177,10 +177,7 @@ class FaultyStorage:
         elif fault is Fault.HUNG:
             self.hanging.set()
             assert self._released.wait(PATIENCE_S), f"nobody released {where}"
-            if self.failed is not None:
-                if self._done_after_crash:
-                    call()
-                raise self.failed
+            self._end_if_crashed(call)
         elif fault is Fault.TORN:
             assert part is not None, f"{where} is atomic: no store may do a part of it"
             part()
@@ -191,6 +188,14 @@ class FaultyStorage:
         if fault in (Fault.ERROR_BEFORE, Fault.ERROR_AFTER):
             raise self._fail(StorageError(f"{fault.value} {where}"))
         return call()
+
+    def _end_if_crashed(self, call: Callable[[], object]) -> None:
+        """What hung goes on, or ends with the crash that came meanwhile."""
+        if self.failed is None:
+            return
+        if self._done_after_crash:
+            call()
+        raise self.failed
 
     def _fail(self, error: StorageError | SimulatedCrash) -> StorageError | SimulatedCrash:
         with self._lock:
