@@ -32,7 +32,9 @@ from raftcore.errors import (
     NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
+    QuarantinedError,
     RefusedError,
+    RemovedError,
     StoppedError,
     UnknownPeerError,
 )
@@ -57,6 +59,7 @@ class FakeNode:
     callbacks: list[Callable[[Any], None]] = field(default_factory=list)
     configuration: Any = None
     rebuilt: bool = False
+    removed: str | None = None
 
     def on_leadership(self, callback: Callable[[Any], None]) -> None:
         self.callbacks.append(callback)
@@ -275,6 +278,25 @@ async def test_when_the_deadline_passes_before_any_try_got_through_nothing_happe
     assert (await refused(log.execute(COMMAND, timeout_s=0.2))).code == "no_leader"
 
 
+async def test_a_removed_node_passes_nothing_on(log: ClusterLog) -> None:
+    node = attach(log, leader="b")
+    node.removed = "the configuration at 9 no longer has it"
+    problem = await refused(log.execute(COMMAND, timeout_s=5.0))
+    assert (problem.code, "removed" in problem.detail) == ("unavailable", True)
+    assert node.said == []
+
+
+async def test_a_leader_removed_while_it_proposes_says_so(log: ClusterLog) -> None:
+    attach(log, RemovedError("gone"))
+    problem = await refused(log.execute(COMMAND, timeout_s=5.0))
+    assert (problem.code, "removed" in problem.detail) == ("unavailable", True)
+
+
+async def test_a_removal_does_not_make_an_unknown_outcome_certain(log: ClusterLog) -> None:
+    attach(log, OutcomeUnknownError("lost"), *[RemovedError("gone")] * 100)
+    assert (await refused(log.execute(COMMAND, timeout_s=0.3))).code == "outcome_unknown"
+
+
 # -- for other members ----------------------------------------------------------------------------
 
 
@@ -326,6 +348,19 @@ async def test_a_forwarded_command_arrives_as_it_was(log: ClusterLog) -> None:
 
 
 # -- reading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [(QuarantinedError("lost 3"), "lost data"), (RemovedError("gone"), "removed")],
+)
+async def test_a_read_that_this_node_can_not_serve_for_long_is_refused_at_once(
+    log: ClusterLog, error: Exception, word: str
+) -> None:
+    node = attach(log, error)
+    problem = await refused(log.barrier(timeout_s=5.0))
+    assert (problem.code, word in problem.detail) == ("unavailable", True)
+    assert len(node.said) == 1
 
 
 async def test_a_barrier_is_asked_for_until_a_leader_confirms_it(log: ClusterLog) -> None:
