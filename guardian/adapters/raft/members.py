@@ -173,25 +173,9 @@ class ClusterMembers:
         return (await self._on_leader(_Transfer(target, timeout_s))).leader
 
     async def announce(self, address: str, attributes: dict[str, str], *, timeout_s: float) -> None:
-        """Have the others call this node at ``address`` from now on. Raises ``Problem``.
-
-        The leader can not reach a node that was moved, so that this one may not know who leads:
-        then everybody whom it reaches itself is asked.
-        """
-        node = self._node
-        request = _Address(node.config.node_id, address, attributes, timeout_s)
-        if node.is_leader or node.leader_id is not None:
-            await self._on_leader(request)
-            return
-        problem = Problem("no_leader", retry_after_s=1.0)
-        for peer in sorted(node.status().connected):
-            try:
-                await self._ask(peer, request)
-            except Problem as raised:
-                problem = raised
-            else:
-                return
-        raise problem
+        """Have the others call this node at ``address`` from now on. Raises ``Problem``."""
+        me = self._node.config.node_id
+        await self._on_leader(_Address(me, address, attributes, timeout_s))
 
     async def _on_leader(self, request: _Request) -> _Answer:
         node = self._node
@@ -200,15 +184,11 @@ class ClusterMembers:
         leader = node.leader_id
         if leader is None or leader == node.config.node_id:
             raise Problem("no_leader", retry_after_s=1.0)
-        return await self._ask(leader, request)
-
-    async def _ask(self, peer: NodeId, request: _Request) -> _Answer:
-        """Have ``peer`` do it, if that one leads."""
         timeout_s = request.timeout_s
         inner = msgspec.structs.replace(request, timeout_s=max(timeout_s - _MARGIN_S, 0.1))
         payload = bytes((FORMAT,)) + _encoder.encode(inner)
         try:
-            raw = await self._node.request(peer, payload, timeout_s=timeout_s)
+            raw = await node.request(leader, payload, timeout_s=timeout_s)
         except OutcomeUnknownError:
             raise Problem("outcome_unknown") from None
         except RefusedError:
