@@ -54,7 +54,7 @@ from raftcore.transport.handshake import Facts
 from raftcore.transport.options import TransportOptions
 from raftcore.transport.tls import TlsOptions
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "FIGURES",
