@@ -185,8 +185,20 @@ def test_a_member_removed_by_way_of_a_follower_ends_and_says_so(three: Any, unti
         writers.until_more(until)
     writers.check()
     # its directory is of no more use, with or without --join
+    for more in ([], ["--join", option_of(leader, "--raft")]):
+        removed.arguments += more
+        assert three.run(removed) == 78
+        assert "removed: " in removed.last_log_line()
+
+
+def test_a_member_removed_while_it_was_down_is_told_when_it_comes_back(three: Any) -> None:
+    leader = three.leader()
+    removed, stays = three.others(leader)
+    three.kill(removed)
+    three.until_changed(stays, names(leader, stays))
     assert three.run(removed) == 78
     assert "removed: " in removed.last_log_line()
+    assert set(three.members(stays)) == set(names(leader, stays))
 
 
 @pytest.mark.parametrize("asked", ["the leader", "a follower"])

@@ -82,7 +82,8 @@ class FakeNode:
         answer = self.answers[to]
         if isinstance(answer, Exception):
             raise answer
-        return await answer(payload) if callable(answer) else answer
+        raw: bytes = await answer(payload) if callable(answer) else answer
+        return raw
 
     def status(self) -> Any:
         return SimpleNamespace(
