@@ -229,8 +229,30 @@ class Raft:
         return self._s.configurations.at(index)
 
     @property
+    def role(self) -> Role:
+        return self._s.role
+
+    @property
     def is_leader(self) -> bool:
         return self._s.role is Role.LEADER
+
+    @property
+    def pending_reads(self) -> int:
+        """Reads that wait for confirmation or to be applied."""
+        return self._s.pending_reads
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """On a leader: what takes up room for proposals."""
+        leadership = self._s.leadership
+        return 0 if leadership is None else leadership.uncommitted_bytes
+
+    @property
+    def inflight_messages(self) -> int:
+        """On a leader: the most appends that any peer has not answered."""
+        leadership = self._s.leadership
+        peers = () if leadership is None else leadership.progress.values()
+        return max((len(peer.inflight) for peer in peers), default=0)
 
     @property
     def quorum_contact_ns(self) -> int | None:

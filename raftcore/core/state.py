@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING
 
 from raftcore.core.catchup import Departing, Staging
@@ -57,7 +57,7 @@ class Role(Enum):
     LEADER = "leader"
 
 
-class WaitFor(Enum):
+class WaitFor(IntEnum):
     """What must be durable before a message may leave."""
 
     NOTHING = 0  #: a leader's own messages: its term became durable before it was elected
@@ -171,6 +171,7 @@ class CoreState:
         now_ns: int,
     ) -> None:
         self.config = config
+        self.node_id = config.node_id
         self.log = log
         self.configurations = configurations
         self.rng = rng
@@ -220,10 +221,6 @@ class CoreState:
     # -- who we are -----------------------------------------------------------------------------
 
     @property
-    def node_id(self) -> NodeId:
-        return self.config.node_id
-
-    @property
     def configuration(self) -> Configuration:
         return self.configurations.current
 
@@ -257,6 +254,14 @@ class CoreState:
             found |= {m.node_id: m for m in configuration.members}
         found.pop(self.node_id, None)
         return tuple(found[node] for node in sorted(found))
+
+    @property
+    def pending_reads(self) -> int:
+        """Reads that wait for confirmation or to be applied."""
+        pending = len(self.remote_reads) + len(self.confirmed_reads)
+        if self.leadership is not None:
+            pending += len(self.leadership.reads) + len(self.leadership.reads_before_commit)
+        return pending
 
     def voters(self) -> list[NodeId]:
         configuration = self.configuration
@@ -332,10 +337,10 @@ class CoreState:
             effects.append(self._persist())
         effects += self._changed_peers()
         effects += self._marked_sends()
-        notifications = [e for e in self._effects if isinstance(e, Notification)]
-        effects += [e for e in self._effects if not isinstance(e, Notification)]
-        effects += notifications
-        self._effects, self._sends = [], []
+        if self._effects:
+            effects += sorted(self._effects, key=_is_notification)  # otherwise in their order
+            self._effects = []
+        self._sends = []
         return effects
 
     def _changed_peers(self) -> list[Effect]:
@@ -360,11 +365,7 @@ class CoreState:
         The marks do not ascend: term and vote may have been written long before the entries that
         an earlier message of the same step or of another waits for.
         """
-        marks = {
-            WaitFor.NOTHING: None,
-            WaitFor.HARD_STATE: self._hard_mark,
-            WaitFor.EVERYTHING: self.log.last_issued,
-        }
+        marks = (None, self._hard_mark, self.log.last_issued)  # by WaitFor
         return [Send(to, message, marks[wait_for]) for to, message, wait_for in self._sends]
 
     def _persist(self) -> Persist:
@@ -393,3 +394,7 @@ class CoreState:
         if now != self._announced:
             self._announced = now
             self.emit(LeadershipChanged(self.role.value, self.term, self.leader_id))
+
+
+def _is_notification(effect: Effect) -> bool:
+    return isinstance(effect, Notification)
