@@ -366,9 +366,3 @@ class ConfigurationStack:
             if position <= index:
                 return configuration
         raise AssertionError(f"no configuration known at {index}")
-
-
-def is_voter(configuration: Configuration, node_id: NodeId) -> bool:
-    """Whether that node may vote and be counted under ``configuration``, joint or not."""
-    member = configuration.member(node_id)
-    return (member is not None and member.voter) or node_id in configuration.old_voters

@@ -173,14 +173,16 @@ class Raft:
             if s.handed_over is not None:
                 return min(s.election_deadline_ns, s.handed_over.deadline_ns)
             return s.election_deadline_ns
-        deadline = min(
+        deadlines = [
             leadership.heartbeat_deadline_ns,
             election.quorum_contact_ns(s, leadership) + s.election_timeout_ns,
-        )
+            *snapshots.feeds_due_ns(leadership),
+        ]
         if leadership.transfer is not None:
-            deadline = min(deadline, leadership.transfer.deadline_ns)
-        extra = (health.next_check_ns(s), snapshots.next_feed_ns(leadership))
-        return min((deadline, *(ns for ns in extra if ns is not None)))
+            deadlines.append(leadership.transfer.deadline_ns)
+        if s.unfinished_writes and not health.is_stalled(s):
+            deadlines.append(health.stall_ns(s))
+        return min(deadlines)
 
     def _settle(self) -> None:
         """What follows from any event: commit, reads, apply, hand-over."""

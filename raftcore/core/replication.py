@@ -332,7 +332,7 @@ def hand_out(s: CoreState) -> None:
     """Give the state machine its next batch; one batch is out at a time, so batches grow under
     load by themselves."""
     log = s.log
-    if log.handed != log.applied or s.reading_to_apply is not None:
+    if log.handed != log.applied or log.handed == log.committed or s.reading_to_apply is not None:
         return
     if s.incoming is not None and s.incoming.installing:
         return

@@ -25,7 +25,7 @@ from raftcore.core.effects import (
 )
 from raftcore.core.errors import MisuseError
 from raftcore.core.log import RaftLog
-from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter, target_of
+from raftcore.core.membership import ConfigurationStack, decode_configuration, target_of
 from raftcore.core.messages import Message
 from raftcore.core.progress import Progress
 from raftcore.core.types import (
@@ -229,13 +229,16 @@ class CoreState:
         return self.is_voter_of(self.configuration)
 
     def is_voter_of(self, configuration: Configuration) -> bool:
-        return self.is_member_of(configuration) and is_voter(configuration, self.node_id)
+        member = self._own_member(configuration)
+        return member is not None and (member.voter or self.node_id in configuration.old_voters)
 
     def is_member_of(self, configuration: Configuration) -> bool:
-        """Not if it has our id under another incarnation: that was somebody else (rule 43)."""
-        member = configuration.member(self.node_id)
-        own = self.config.incarnation
-        return member is not None and (not own or member.incarnation == own)
+        return self._own_member(configuration) is not None
+
+    def _own_member(self, configuration: Configuration) -> Member | None:
+        """None if it has our id under another incarnation: that was somebody else (rule 43)."""
+        member, own = configuration.member(self.node_id), self.config.incarnation
+        return None if member is not None and own and member.incarnation != own else member
 
     @property
     def election_timeout_ns(self) -> int:
@@ -336,11 +339,12 @@ class CoreState:
         if self._hard_state_changed or self._new_entries or self._truncate_from is not None:
             effects.append(self._persist())
         effects += self._changed_peers()
-        effects += self._marked_sends()
+        if self._sends:
+            effects += self._marked_sends()
+            self._sends = []
         if self._effects:
             effects += sorted(self._effects, key=_is_notification)  # otherwise in their order
             self._effects = []
-        self._sends = []
         return effects
 
     def _changed_peers(self) -> list[Effect]:
