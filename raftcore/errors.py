@@ -36,6 +36,12 @@ class RefusedError(RaftcoreError):
     code = "refused"
 
 
+class InvalidArgumentError(RefusedError):
+    """The caller gave what this call does not take: a value of another type, or out of bounds."""
+
+    code = "invalid_argument"
+
+
 class NotLeaderError(RefusedError):
     """This node does not lead. ``leader_id`` is a hint, or None when no leader is known."""
 

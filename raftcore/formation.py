@@ -41,8 +41,15 @@ from raftcore.core.types import (
     NodeId,
 )
 from raftcore.errors import AlreadyBootstrappedError, BootstrapError
+from raftcore.naming import check_node_id
 from raftcore.transport.address import parse_address
-from raftcore.transport.checks import WireError, check_configuration
+from raftcore.transport.checks import (
+    MAX_ADDRESS_BYTES,
+    WireError,
+    check_attributes,
+    check_configuration,
+    check_text,
+)
 from raftcore.transport.exchange import EXCHANGE_TIMEOUT_S, closing, exchange, read_frame
 from raftcore.transport.framing import Frame, FrameKind, encode_frame
 from raftcore.transport.handshake import (
@@ -182,6 +189,8 @@ async def form_cluster(
 
 
 def _check_founders(node_id: NodeId, founders: Sequence[Founder]) -> tuple[Founder, ...]:
+    for founder in founders:
+        _check_founder(founder)
     ordered = tuple(sorted(founders, key=lambda f: f.node_id))
     ids = [f.node_id for f in ordered]
     if node_id not in ids:
@@ -190,12 +199,17 @@ def _check_founders(node_id: NodeId, founders: Sequence[Founder]) -> tuple[Found
         raise BootstrapError("a node id is listed twice among the founders")
     if len({f.address for f in ordered}) != len(ordered):
         raise BootstrapError("an address is listed twice among the founders")
-    for founder in ordered:
-        try:
-            parse_address(founder.address)
-        except ValueError as error:
-            raise BootstrapError(f"founder {founder.node_id}: {error}") from error
     return ordered
+
+
+def _check_founder(founder: Founder) -> None:
+    try:
+        check_node_id(founder.node_id)
+        check_text(founder.address, MAX_ADDRESS_BYTES)
+        check_attributes(founder.attributes)
+        parse_address(founder.address)
+    except (ValueError, WireError) as error:
+        raise BootstrapError(f"founder {founder.node_id!r:.80}: {error}") from error
 
 
 def describe_difference(ours: Sequence[Founder], theirs: Sequence[Founder]) -> str:
