@@ -256,6 +256,20 @@ class TlsError(RaftcoreError):
     exit_code = ExitCode.CONFIG
 
 
+class ListenError(RaftcoreError, OSError):
+    """Peers can not be listened to: the address is taken, or not one of this machine."""
+
+    code = "E_LISTEN"
+    exit_code = ExitCode.CONFIG
+
+
+class StateMachineError(RaftcoreError):
+    """The state machine broke its contract: the node stops."""
+
+    code = "E_STATE_MACHINE"
+    exit_code = ExitCode.INVARIANT
+
+
 class PlainTransportError(TlsError):
     """Peers would be listened to without TLS where others can connect."""
 

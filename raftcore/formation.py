@@ -63,6 +63,7 @@ from raftcore.transport.handshake import (
     encode_introduction,
     encode_refusal,
 )
+from raftcore.transport.listener import listen_error
 from raftcore.transport.tls import (
     TlsContexts,
     TlsOptions,
@@ -163,7 +164,7 @@ async def form_cluster(
         TlsError: no TLS and not allowed without, or the certificates can not be used.
         AlreadyBootstrappedError: the founders run a cluster that does not have this incarnation.
         BootstrapError: the list is unusable, or another founder was given a different one.
-        OSError: ``listen`` cannot be listened on.
+        ListenError: ``listen`` cannot be listened on.
     """
     ordered = _check_founders(node_id, founders)
     level = feature_level if max_protocol_version >= 2 else FIRST_FEATURE_LEVEL
@@ -209,7 +210,7 @@ def _check_founder(founder: Founder) -> None:
         check_attributes(founder.attributes)
         parse_address(founder.address)
     except (ValueError, WireError) as error:
-        raise BootstrapError(f"founder {founder.node_id!r:.80}: {error}") from error
+        raise BootstrapError(f"founder {founder.node_id!s:.80}: {error}") from error
 
 
 def describe_difference(ours: Sequence[Founder], theirs: Sequence[Founder]) -> str:
@@ -337,14 +338,17 @@ class _Formation:
         loop = asyncio.get_running_loop()
         # Not serving yet: cancelled in here, nothing must be left listening.
         host, port = listen
-        server = await asyncio.start_server(
-            self._accept,
-            host,
-            port,
-            reuse_address=True,
-            start_serving=False,
-            ssl=None if self._tls is None else self._tls.server,
-        )
+        try:
+            server = await asyncio.start_server(
+                self._accept,
+                host,
+                port,
+                reuse_address=True,
+                start_serving=False,
+                ssl=None if self._tls is None else self._tls.server,
+            )
+        except OSError as error:
+            raise listen_error(host, port, error) from error
         result: asyncio.Future[Configuration] = loop.create_future()
         tasks = {loop.create_task(self._call_again_and_again(f)) for f in self._others}
         tasks.add(loop.create_task(self._report()))

@@ -15,6 +15,7 @@ from raftcore.core.config import CoreConfig
 from raftcore.core.messages import AppendRequest, Heartbeat, Message
 from raftcore.core.types import Configuration, Lease, Member, NodeId
 from raftcore.errors import (
+    IdentityError,
     InvalidArgumentError,
     NotLeaderError,
     OutcomeUnknownError,
@@ -69,8 +70,7 @@ class Node(Operations, MemberCommands):
         tracer: told what happens, see ``raftcore.trace``.
         runtime: clocks, randomness and threads.
 
-    Raises (on entering):
-        StorageError: the log or the state machine can not be used.
+    Raises (on entering): what :meth:`start` does.
     """
 
     def __init__(
@@ -116,9 +116,24 @@ class Node(Operations, MemberCommands):
         await self.stop()
 
     async def start(self) -> None:
-        """Recover, listen, and take part. Returns once the node is running, leader or not."""
+        """Recover, listen, and take part. Returns once the node is running, leader or not.
+
+        A node that could not start has closed what it was given, unless one of the first two errors
+        says that it never began.
+
+        Raises:
+            StoppedError: it was started before; a node has one life, make another.
+            IdentityError: the log belongs to another node than ``config`` says.
+            StorageError: the log or the state machine can not be used.
+            ListenError: peers can not be listened to.
+        """
         if self._stopped is not None:
-            raise StoppedError("a node is started once")
+            raise StoppedError("a node is started once: make another one on the same storage")
+        owner = self._storage.identity.node_id
+        if owner != self.config.node_id:
+            raise IdentityError(
+                f"the log belongs to {owner}, the settings are for {self.config.node_id}"
+            )
         self._stopped = asyncio.Event()
         observer = Observer(
             self.config.node_id,
@@ -209,9 +224,12 @@ class Node(Operations, MemberCommands):
 
         Raises:
             StorageError: the first storage error (rule 46).
+            StateMachineError: the state machine broke its contract.
             InvariantError: the protocol's invariants do not hold.
+            StoppedError: the node was not started.
         """
-        assert self._stopped is not None, "the node was not started"
+        if self._stopped is None:
+            raise StoppedError("the node was not started: there is no end to wait for")
         # A failure is told at once: closing may hang on the very disk that failed.
         await self._failed_or_stopped.wait()
         if self._failure is not None:
