@@ -230,8 +230,10 @@ class InboundConnection(FramedConnection):
             self.context.handling[peer] -= 1
 
     def _respond(self, response: Response) -> None:
-        body = encode_response(response)
-        if len(body) >= self.context.options.max_frame_bytes:
+        limit = self.context.options.max_frame_bytes
+        # Looked at twice: what is far too large is not even encoded.
+        body = encode_response(response) if len(response.payload) < limit else b""
+        if not body or len(body) >= limit:
             self.context.stats.dropped_oversize += 1
             body = encode_response(unknown(response.request_id, "the answer is too large"))
         if not self.closing:

@@ -13,6 +13,7 @@ import errno
 import socket
 from collections.abc import Callable
 
+from raftcore.errors import ListenError
 from raftcore.transport.connection import Context, FramedConnection, log, worth_a_line
 
 _BACKLOG = 100
@@ -102,9 +103,18 @@ class TlsListener:
         except OSError as error:  # ssl.SSLError is one
             context.stats.tls_failures += 1
             if worth_a_line(context.stats.tls_failures):
-                log.warning("the TLS handshake with %s failed: %s", peer, error)
+                reason = str(error) or type(error).__name__
+                log.warning("the TLS handshake with %s failed: %s", peer, reason)
             self._on_failed(protocol)
             accepted.close()  # uvloop leaves that to the collector
+
+
+def listen_error(host: str, port: int, error: OSError) -> ListenError:
+    """``error`` in words that name the address."""
+    where = f"{host or 'all addresses'}, port {port}"
+    return ListenError(
+        f"can not listen for peers on {where}: {error.strerror or error or type(error).__name__}"
+    )
 
 
 async def listening_sockets(

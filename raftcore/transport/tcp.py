@@ -20,7 +20,7 @@ from raftcore.transport.handshake import (
     RefusalCode,
 )
 from raftcore.transport.inbound import InboundConnection
-from raftcore.transport.listener import TlsListener, listening_sockets
+from raftcore.transport.listener import TlsListener, listen_error, listening_sockets
 from raftcore.transport.options import TransportOptions, TransportStats
 from raftcore.transport.outbound import PeerLink
 from raftcore.transport.tls import TlsContexts, TlsOptions, check_plain_allowed
@@ -106,7 +106,7 @@ class TcpTransport:
         """Listen, and begin to connect and to deliver.
 
         Raises:
-            OSError: the address cannot be listened on.
+            ListenError: the address cannot be listened on.
         """
         assert self._context is None, "a transport starts once"
         loop = asyncio.get_running_loop()
@@ -119,7 +119,10 @@ class TcpTransport:
             loop=loop,
             tls=self._tls,
         )
-        self._server = await self._make_server(context)
+        try:
+            self._server = await self._make_server(context)
+        except OSError as error:
+            raise listen_error(*self._listen, error) from error
         # From here on close() finds what there is to close, also when we are cancelled just now.
         self._context = context
         await self._server.start_serving()
