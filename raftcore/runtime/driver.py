@@ -75,7 +75,7 @@ class Driver:
         self.observer = observer
         self.counters = observer.counters
         self.proposals = waiters.Proposals(options.max_pending_proposals)
-        self.reads = waiters.Reads(runtime.rng.getrandbits(READ_ID_BITS))
+        self.reads = waiters.Reads(runtime.rng.getrandbits(READ_ID_BITS), config.max_pending_reads)
         self.waits = waiters.AppliedWaits(options.max_pending_waits)
         self.transfers: waiters.Answers[fx.TransferFinished] = waiters.Answers()
         self.changes: waiters.Answers[tuple[fx.MembershipFinished, Configuration]] = (

@@ -104,6 +104,18 @@ async def test_too_many_waiting_proposals_are_refused(one: Any) -> None:
     assert (await node.propose(b"now")).result == 4
 
 
+async def test_too_many_waiting_reads_are_refused_although_they_share_a_round(one: Any) -> None:
+    node = await one.lone(max_pending_reads=3)
+    await held_up(one, node)  # not applied yet
+    waiting = [asyncio.create_task(node.read_barrier()) for _ in range(4)]
+    await one.until("one is refused", lambda: any(task.done() for task in waiting))
+    with pytest.raises(OverloadedError):
+        await waiting.pop()
+    one.gates["a"].open()
+    await asyncio.gather(*waiting)
+    await node.read_barrier()
+
+
 async def test_too_many_uncommitted_bytes_are_refused(one: Any) -> None:
     node = await one.lone(max_uncommitted_bytes=800)
     one.gates["a"].close()
