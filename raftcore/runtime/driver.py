@@ -83,6 +83,8 @@ class Driver:
         )
         self.leadership_callbacks: list[LeadershipCallback] = []
         self.configuration_callbacks: list[ConfigurationCallback] = []
+        #: told each configuration that is committed: unlike one in force it can not go back
+        self.committed_callbacks: list[ConfigurationCallback] = []
         self.disk_full = False
         self.removed: str | None = None
         self.quarantine: str | None = None
@@ -99,6 +101,7 @@ class Driver:
         self._outbox = Outbox(self._give, self.now_ns)
         self._peers: tuple[Member, ...] = ()
         self._free_bytes: int | None = None
+        self._committed = (0, Configuration("", ()))
         self._pending: deque[ev.Event] = deque()
         self._stepping = False
         self._step_ns = 0
@@ -256,6 +259,8 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - the first failure is final
             self._fail(error)
             return
+        if self.raft.commit_index != self._committed[0]:
+            self._note_committed()
         try:
             for effect in effects:
                 _EXECUTORS[type(effect)](self, effect)
@@ -265,6 +270,14 @@ class Driver:
         if not self._closed:
             self.observer.stepped(self.raft.commit_index, self.raft.term)
             self._arm_timer()
+
+    def _note_committed(self) -> None:
+        """The commit index moved, and perhaps past a configuration."""
+        configuration = self.raft.committed_configuration
+        if configuration is not self._committed[1]:
+            for callback in self.committed_callbacks:
+                self._loop.call_soon(callback, configuration)
+        self._committed = (self.raft.commit_index, configuration)
 
     def _arm_timer(self) -> None:
         """Deadlines mostly move away: a timer that fires early is cheaper than one per message."""
