@@ -143,9 +143,15 @@ class Node(Operations, MemberCommands):
             self._driver = driver
             await self._transport.start(self)
         except BaseException:
-            self._closing = True
-            await self._close(driver)
+            if self._closing:
+                await self._stopped.wait()
+            else:
+                self._closing = True
+                await self._close(driver)
             raise
+        if self._closing:  # it failed, or somebody stopped it, while it was about to listen
+            await self._stopped.wait()
+            raise self._failure or StoppedError("the node was stopped before it had started")
         driver.run()
 
     async def stop(self, *, handover: bool = True) -> None:

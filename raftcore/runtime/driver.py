@@ -107,11 +107,11 @@ class Driver:
         self._step_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_deadline_ns = 0
-        self._log_worker, self._apply_worker, self._snapshot_worker, self._read_worker = (
+        self._apply_worker, self._snapshot_worker, self._log_worker, self._read_worker = (
             self._workers
         ) = [
             runtime.start_worker(f"raft-{name}-{config.node_id}", self._on_worker_error)
-            for name in ("log", "apply", "snapshot", "read")
+            for name in ("apply", "snapshot", "log", "read")
         ]
         self.writer = LogWriter(
             storage,
@@ -167,7 +167,10 @@ class Driver:
         return recovery
 
     def run(self) -> None:
-        """From here on time passes: recovered and connected, take part."""
+        """From here on time passes: recovered and connected, take part. Nothing happens if it has
+        failed already."""
+        if self._closed:
+            return
         status = self.raft.status()
         self.observer.started(
             status.term, status.last_index, status.commit_index, self._rebuilt, self.quarantine
@@ -181,6 +184,7 @@ class Driver:
     def close(self) -> None:
         """Step no more and send nothing more (I19)."""
         self._closed = True
+        self.snapshotting_stopped.set()
         self._outbox.clear()
         self._pending.clear()
         if self._recovered:
@@ -203,11 +207,14 @@ class Driver:
     async def stop_workers(self) -> bool:
         """Let the workers finish what they were given, then end them; False if one hangs, so that
         what they use must not be closed under them."""
-        self.snapshotting_stopped.set()
-        ended = await asyncio.gather(
-            *(self._loop.run_in_executor(None, w.stop, WORKER_STOP_S) for w in self._workers)
-        )
-        return all(ended)
+        deadline_s = self._loop.time() + WORKER_STOP_S
+        ended = True
+        # Who hands work on comes before who is handed it, so that nothing begun is left lying: a
+        # view of the machine is closed by the snapshot thread, what it wrote is adopted by the log.
+        for worker in self._workers:
+            left_s = max(deadline_s - self._loop.time(), 0.0)
+            ended &= await self._loop.run_in_executor(None, worker.stop, left_s)
+        return ended
 
     def _on_worker_error(self, error: BaseException) -> None:
         self._post(lambda: self._fail(error))
@@ -333,6 +340,8 @@ class Driver:
         self.deliver(ev.WriteDurable(self.now_ns(), written.mark))
 
     def _on_maintained(self, free_bytes: int) -> None:
+        if self._closed:
+            return
         self._free_bytes = free_bytes
         full = free_bytes < self.options.min_free_bytes
         if full is not self.disk_full:
@@ -439,6 +448,8 @@ class Driver:
         self.writer.submit(end)
 
     def _quarantine_ended(self, index: int) -> None:
+        if self._closed:
+            return
         self.quarantine = None
         self.observer.quarantine_ended(index)
         self.deliver(ev.QuarantineEnded(self.now_ns()))
