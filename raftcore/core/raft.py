@@ -216,6 +216,11 @@ class Raft:
         return self._s.configurations.current_index
 
     @property
+    def committed_configuration(self) -> Configuration:
+        """The last one that is known to be committed, so that it can not go back."""
+        return self._s.configurations.committed(self._s.log.committed)[1]
+
+    @property
     def peers(self) -> tuple[Member, ...]:
         """Whom this node talks to; :class:`~raftcore.core.effects.PeersChanged` says when that
         changes."""
