@@ -279,7 +279,7 @@ class TcpTransport:
         def make() -> InboundConnection:
             return InboundConnection(context, self._on_opened, self._on_welcomed, self._on_closed)
 
-        def make_if_room() -> InboundConnection | None:
+        def make_if_room(_: str) -> InboundConnection | None:
             connection = make()
             return connection if self._has_room(connection) else None
 
