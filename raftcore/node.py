@@ -156,14 +156,20 @@ class Node(Operations, MemberCommands):
             self.rebuilt = (await driver.recover()).rebuilt
             driver.leadership_callbacks = self._leadership_callbacks
             driver.configuration_callbacks = self._configuration_callbacks
-            self._configuration_callbacks.append(self._admission.on_configuration)
+            driver.committed_callbacks.append(self._admission.on_committed)
             driver.configure_transport()
             self._driver = driver
             await self._transport.start(self)
         except BaseException:
-            self._closing = True
-            await self._close(driver)
+            if self._closing:
+                await self._stopped.wait()
+            else:
+                self._closing = True
+                await self._close(driver)
             raise
+        if self._closing:  # it failed, or somebody stopped it, while it was about to listen
+            await self._stopped.wait()
+            raise self._failure or StoppedError("the node was stopped before it had started")
         driver.run()
 
     async def stop(self, *, handover: bool = True) -> None:
@@ -486,12 +492,12 @@ class Node(Operations, MemberCommands):
     async def on_join(self, joiner: Member) -> Configuration:
         driver = self._member()
         raft = driver.raft
-        if not is_member(raft.configuration, joiner) and not raft.is_leader:
+        if not is_member(raft.committed_configuration, joiner) and not raft.is_leader:
             raise NotLeaderError(raft.leader_id)
         asks_anew = joiner not in self._admission.pending
         admitted = False
         try:
-            configuration = await self._admission.ask(joiner, lambda: raft.configuration)
+            configuration = await self._admission.ask(joiner, lambda: raft.committed_configuration)
             admitted = True
         finally:
             if asks_anew or admitted:  # one that waits for an operator asks again and again

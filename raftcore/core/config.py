@@ -25,7 +25,8 @@ class CoreConfig:
         max_uncommitted_bytes: bytes appended by this leader and not yet both committed and durable
             here; beyond it proposals are refused as overloaded.
         max_apply_bytes: entries handed to the state machine at once.
-        max_pending_reads: reads waiting for confirmation or apply; beyond it they are refused.
+        max_pending_reads: reads waiting for confirmation or apply, and callers that may wait for
+            them; beyond it they are refused.
         entry_cache_bytes: recent entries kept in memory to feed followers and the state machine;
             what is not durable yet is kept beyond it.
         snapshot_chunk_bytes: size of one snapshot chunk.

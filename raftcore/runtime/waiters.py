@@ -188,9 +188,16 @@ class Proposals:
 
 
 class Reads:
-    """Reads that wait for a confirmed position; all of one loop turn and kind share one round."""
+    """Reads that wait for a confirmed position; all of one loop turn and kind share one round.
 
-    def __init__(self, first_id: int) -> None:
+    Args:
+        first_id: where the numbers of rounds begin.
+        limit: how many may wait at once. The core's bound is one of rounds, not of readers.
+    """
+
+    def __init__(self, first_id: int, limit: int) -> None:
+        self._limit = limit
+        self._waiting = 0
         #: asked for in this turn of the loop, and whether a lease will do
         self.incoming: list[tuple[asyncio.Future[int], bool]] = []
         self._rounds: dict[int, list[asyncio.Future[int]]] = {}
@@ -199,9 +206,16 @@ class Reads:
         self.gave_up = False
 
     def add(self, loop: asyncio.AbstractEventLoop, *, lease: bool = False) -> asyncio.Future[int]:
+        if self._waiting >= self._limit:
+            raise OverloadedError(f"{self._waiting} reads are waiting already")
+        self._waiting += 1
         future: asyncio.Future[int] = loop.create_future()
+        future.add_done_callback(self._left)
         self.incoming.append((future, lease))
         return future
+
+    def _left(self, _future: asyncio.Future[int]) -> None:
+        self._waiting -= 1
 
     def start_rounds(self) -> list[tuple[int, bool]]:
         """One round for those who want it confirmed, one for those whom a lease will do."""

@@ -7,7 +7,8 @@ def parse_address(address: str) -> tuple[str, int]:
     """The host and port of ``host:port`` or ``[v6]:port``.
 
     Raises:
-        ValueError: not an address, or a port outside 1..65535.
+        ValueError: not an address, a port outside 1..65535, or a host that no resolver is asked
+            about: with an empty or too long label, or with characters that cannot be seen.
     """
     host, colon, port_text = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -21,4 +22,10 @@ def parse_address(address: str) -> tuple[str, int]:
     port = int(port_text) if len(port_text) <= 5 else 0
     if not 0 < port <= 65535:
         raise ValueError(f"{address!r}: the port must be in 1..65535")
+    if any(character.isspace() or not character.isprintable() for character in host):
+        raise ValueError(f"{address!r}: a host has only visible characters")
+    try:
+        host.encode("idna")  # what the resolver is asked for
+    except UnicodeError as error:
+        raise ValueError(f"{address!r}: no resolver takes that host: {error}") from error
     return host, port

@@ -391,13 +391,39 @@ async def test_a_member_that_moved_is_found_at_its_new_address(
     assert cluster.transports["a"].connected() == {"b"}
 
 
+@pytest.mark.parametrize("address", ["nonsense", "a..b:7000", "x" * 64 + ":7000", "a\0b:7000"])
 async def test_an_unusable_address_is_a_failed_connection(
-    make_cluster: MakeCluster, eventually: Eventually
+    make_cluster: MakeCluster, eventually: Eventually, address: str
 ) -> None:
     cluster = make_cluster("a", "b")
-    configuration = cluster.with_member("b", address="nonsense")
+    configuration = cluster.with_member("b", address=address)
     transport = await cluster.start("a", configuration=configuration)
     await eventually(lambda: transport.stats.connect_failures >= 2)
+
+
+async def test_a_host_that_only_the_dialling_finds_unusable_is_a_failed_connection(
+    make_cluster: MakeCluster, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbound, "parse_address", lambda _: ("a..b", 7000))
+    cluster = make_cluster("a", "b")
+    transport = await cluster.start("a")
+    await eventually(lambda: transport.stats.connect_failures >= 2)
+
+
+async def test_a_link_that_ends_unexpectedly_says_so(
+    make_cluster: MakeCluster,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(_: str) -> tuple[str, int]:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(outbound, "parse_address", broken)
+    cluster = make_cluster("a", "b")
+    await cluster.start("a")
+    await eventually(lambda: "no longer dialling b" in caplog.text)
+    assert "nobody thought of this" in caplog.text
 
 
 async def test_a_free_port_is_taken_and_told(make_cluster: MakeCluster, recorder: Any) -> None:

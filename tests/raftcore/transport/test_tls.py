@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import random
+import socket
 import ssl
+import struct
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -254,6 +256,40 @@ async def test_tls_handshakes_are_bounded_in_number(
     assert a.stats.refused == {RefusalCode.TOO_MANY: 1}
     await waiting[0].close()
     await eventually(lambda: len(a._strangers) == 1)
+
+
+async def test_probes_that_end_with_a_reset_leave_no_place_taken(
+    make_cluster: Any, ca: Any, eventually: Eventually
+) -> None:
+    cluster = make_cluster("a", "b", max_handshakes=4)
+    a = await cluster.start("a", tls=ca.issue("a"))
+    for _ in range(8):
+        # Synchronously: the loop accepts a socket that has been reset by then.
+        with socket.create_connection(("127.0.0.1", a.port)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await asyncio.sleep(0)
+    await eventually(lambda: a.stats.tls_failures + a.stats.refused[RefusalCode.TOO_MANY] == 8)
+    await eventually(lambda: not a._strangers)
+    b = await cluster.start("b", tls=ca.issue("b"))
+    await eventually(lambda: b.connected() == {"a"})
+
+
+async def test_a_tls_handshake_that_ends_in_an_unforeseen_way_leaves_no_place_taken(
+    make_cluster: Any, ca: Any, dial: Any, eventually: Eventually
+) -> None:
+    cluster = make_cluster("a", "b")
+    a = await cluster.start("a", tls=ca.issue("a"))
+
+    class Broken:
+        @property
+        def server(self) -> ssl.SSLContext:
+            raise RuntimeError("nobody thought of this")
+
+    working, a._context.tls = a._context.tls, Broken()
+    stranger = await dial(a.port)
+    assert await stranger.hear_all() == b""
+    await eventually(lambda: a.stats.tls_failures == 1 and not a._strangers)
+    a._context.tls = working
 
 
 async def test_a_peer_that_speaks_at_once_after_the_handshake_is_heard(
