@@ -50,11 +50,13 @@ COPY_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What verifies of a damaged log. ``configuration`` is the newest known, also if not kept."""
+    """What verifies of a damaged log. ``configuration`` is the newest known, also if not kept;
+    ``vouched``: FLOOR vouches for term and vote."""
 
     shape: Shape
     configuration: Configuration | None
     runs: int
+    vouched: bool
 
 
 def survey(
@@ -78,11 +80,17 @@ def survey(
     if tip.term > hard_state.term:
         raise LogCorruptError(f"the log is of term {tip.term}, but only {hard_state.term} is known")
     hint = _readable(environment, COMMIT_HINT, lambda body: int(body["index"])) or 0
+    runs = _readable(environment, RUNS, lambda body: int(body["count"]))
+    known = _readable(environment, FLOOR, lambda body: int(body["runs"]))
+    floor_runs = 0 if floor is None else floor.runs
     newest = [c for _, c in prefix.configurations] or [s.configuration for s in [snapshot] if s]
+    # The same judgement as of a sound log: a program that does not know FLOOR may have run last.
+    stale = None not in (known, runs) and known != runs and floor_runs <= (runs or 0)
     return Remains(
         Shape(hard_state, min(max(hint, start), tip.index), before, tip, snapshot),
         newest[-1] if newest else None,
-        _readable(environment, RUNS, lambda body: int(body["count"])) or 0,
+        runs or 0,
+        floor is not None and not stale,
     )
 
 
