@@ -7,7 +7,9 @@ an id that would not be given today goes on.
 
 from __future__ import annotations
 
-MAX_NODE_ID_BYTES = 255
+from raftcore.core.membership import MAX_NODE_ID_BYTES
+
+__all__ = ["MAX_NODE_ID_BYTES", "check_node_id"]
 
 
 def check_node_id(node_id: object) -> str:

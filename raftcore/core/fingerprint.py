@@ -53,8 +53,8 @@ HASHED: dict[type, tuple[str, ...]] = {
     CoreState: (
         "log", "configurations", "term", "vote", "role", "leader_id", "leadership", "candidacy",
         "incoming", "handed_over", "pending_change", "was_member", "removed", "judged_index",
-        "quarantined", "release_index", "ending_quarantine", "verified", "remote_reads",
-        "confirmed_reads", "announced_peers",
+        "quarantined", "quarantine_final", "release_index", "ending_quarantine", "verified",
+        "remote_reads", "confirmed_reads", "announced_peers",
     ),
     RaftLog: (
         "first_index", "last_index", "snapshot", "durable", "committed", "handed", "applied",
@@ -68,14 +68,14 @@ HASHED: dict[type, tuple[str, ...]] = {
     ),
     Progress: (
         "next_index", "state", "match_index", "read_counter", "inflight", "feed", "sent_commit",
-        "asked", "after_sequence", "health", "regressed",
+        "asked", "after_sequence", "after_counter", "health", "regressed", "failed_installs",
     ),
     InFlight: ("sequence", "prev_index", "last_index", "size_bytes", "proven"),
     SnapshotFeed: ("meta", "offset", "sequence", "complete", "resends", "failures"),
     PendingRead: ("counter", "index", "read_id", "requester"),
     PendingChange: ("token", "members", "lease", "index", "given_up"),
     Staging: ("index", "rounds", "handed_over"),
-    Rounds: ("goal_index", "position", "number", "caught_up"),
+    Rounds: ("goal_index", "best", "failed_installs", "number", "caught_up"),
     Departing: ("member", "index"),
     Transfer: ("target", "timeout_now_sent", "requested"),
     HandedOver: ("target",),

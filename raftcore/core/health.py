@@ -43,7 +43,7 @@ def note_reply(s: CoreState, leadership: Leadership, progress: Progress, m: obje
     if not isinstance(m, AppendReply | HeartbeatReply):
         return
     if m.health.quarantined and not progress.health.quarantined:
-        progress.restart(leadership.sequence)
+        progress.restart(leadership.sequence, leadership.close_counter())
     progress.health = m.health
     progress.health_ns = s.now_ns
 

@@ -63,7 +63,7 @@ class RecoveredState:
     is in force at ``base_index`` (the snapshot's, or an empty one at 0) and ``configurations`` are
     the configuration entries after it. ``commit_hint`` is a lower bound of the commit index and
     ``applied`` what the state machine holds. A node that is ``quarantined`` lost something that it
-    had said was durable (D3).
+    had said was durable (D3); ``quarantine_final`` if nothing vouches for the hard state either.
     """
 
     hard_state: HardState
@@ -78,6 +78,7 @@ class RecoveredState:
     commit_hint: int
     applied: int
     quarantined: bool = False
+    quarantine_final: bool = False
 
 
 class Raft:
@@ -123,7 +124,7 @@ class Raft:
             configurations.push(index, configuration)
         s = CoreState(config, log, configurations, recovered.hard_state, rng, now_ns)
         if recovered.quarantined:
-            quarantine.begin(s)
+            quarantine.begin(s, final=recovered.quarantine_final)
         lease.begin_wait(s)
         election.reset_election_timer(s)
         if s.voters() == [s.node_id]:
@@ -139,8 +140,9 @@ class Raft:
         Raises:
             MisuseError: the driver broke the contract; nothing changed.
             PeerViolationError: the message was impossible; it had no effect.
-            InvariantError: the node must stop. Every later step raises it again; so it is with any
-                other exception.
+            InvariantError: the node must stop, also because something was refused only after it
+                had had an effect. Every later step raises it again; so it is with any other
+                exception.
         """
         s = self._s
         if self._failed is not None:
@@ -156,9 +158,12 @@ class Raft:
             self._settle()
             return s.flush()
         except (MisuseError, PeerViolationError) as error:
-            if s.staged:  # what is refused must have no effect
-                self._failed = error
-            raise
+            if not s.staged:
+                raise
+            # What is refused must have no effect. A refusal that comes too late is not the peer's
+            # or the driver's matter any more: this state is not to be gone on from.
+            self._failed = InvariantError(f"refused only after it had an effect: {error}")
+            raise self._failed from error
         except Exception as error:
             # Whatever it was, it left the state between two valid ones: never go on from there.
             self._failed = error

@@ -163,7 +163,7 @@ def _on_rejection(
     """Back to where both logs may agree; each probe falls by at least one term (rule 25)."""
     if request.proven and progress.health.quarantined:
         # It went back once more, before we heard that it had been let out: that is known to it.
-        progress.restart(leadership.sequence)
+        progress.restart(leadership.sequence, leadership.close_counter())
     elif request.proven:
         # It acknowledged this position before the request was sent and denies it now: its disk went
         # back. Probing it again could never end, and counting it could lose a committed entry.

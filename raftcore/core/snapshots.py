@@ -121,6 +121,7 @@ def on_reply(s: CoreState, progress: Progress, m: SnapshotReply) -> None:
     otherwise each chunk that was sent twice would be followed by two, for ever.
     """
     if m.installed:
+        progress.failed_installs = 0
         progress.acknowledge(m.index)
         check_caught_up(s, progress)
         if progress.feed is not None and m.sequence == progress.feed.sequence:
@@ -135,6 +136,7 @@ def on_reply(s: CoreState, progress: Progress, m: SnapshotReply) -> None:
             # It had everything and threw it away: damaged here or on the way, or it started anew.
             pause_ns = _doubled(s.election_timeout_ns, current.failures)
             current.start_over(s.now_ns + pause_ns)
+            progress.failed_installs += 1
         else:
             current.advance(wanted)
     elif wanted > current.offset:

@@ -136,6 +136,12 @@ class Leadership:
         self.sequence += 1
         return self.sequence
 
+    def close_counter(self) -> int:
+        """The newest read counter that was sent so far; what is sent from now on has a later one,
+        so that its echoes can be told from those of before."""
+        self.read_counter += 1
+        return self.read_counter - 1
+
 
 @dataclass(slots=True)
 class Candidacy:
@@ -201,6 +207,7 @@ class CoreState:
         #: durable writes under way: sequence and when it was issued, oldest first
         self.unfinished_writes: deque[tuple[int, int]] = deque()
         self.quarantined = False
+        self.quarantine_final = False  #: nothing vouches for its term and vote: there is no way out
         self.release_index: int | None = None  #: what ends the quarantine, once a leader said it
         self.ending_quarantine = False
         #: how far an append of that term has shown the log to be its leader's, if this run began in

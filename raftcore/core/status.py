@@ -56,6 +56,7 @@ class Status:
     peers: tuple[PeerStatus, ...]
     not_leader_because: str | None
     quarantined: bool
+    quarantine_final: bool
     stalled: bool
     write_age_ms: int
     lease_remaining_ms: int | None
@@ -92,6 +93,7 @@ def status_of(s: CoreState) -> Status:
         peers=tuple(_peer_statuses(s, leadership)) if leadership else (),
         not_leader_because=_why_not_leader(s),
         quarantined=s.quarantined,
+        quarantine_final=s.quarantine_final,
         stalled=health.is_stalled(s),
         write_age_ms=health.write_age_ns(s) // MS,
         lease_remaining_ms=_lease_remaining_ms(s),
@@ -177,6 +179,8 @@ def _why_not_leader(s: CoreState) -> str | None:
 
 
 def _way_out(s: CoreState) -> str:
+    if s.quarantine_final:
+        return "nothing vouches for how it voted: remove it and let it join again"
     if s.release_index is None:
         return "no quorum without it has confirmed yet what it must hold"
     return f"it must hold the leader's log up to {s.release_index}"

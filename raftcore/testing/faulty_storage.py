@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Final, TypeVar
 
-from raftcore.core.types import Configuration, Entry, SnapshotMeta
+from raftcore.core.types import Configuration, Entry, Position, SnapshotMeta
 from raftcore.errors import StorageError
 from raftcore.storage.base import (
     Identity,
@@ -266,8 +266,8 @@ class FaultyStorage:
     def install_snapshot(self, meta: SnapshotMeta) -> None:
         self.run("install_snapshot", lambda: self.inner.install_snapshot(meta))
 
-    def enter_quarantine(self, reason: str) -> None:
-        self.run("enter_quarantine", lambda: self.inner.enter_quarantine(reason))
+    def enter_quarantine(self, reason: str, applied: Position | None = None) -> bool:
+        return self.run("enter_quarantine", lambda: self.inner.enter_quarantine(reason, applied))
 
     def end_quarantine(self) -> None:
         self.run("end_quarantine", self.inner.end_quarantine)

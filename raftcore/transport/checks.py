@@ -11,22 +11,25 @@ from typing import Any
 
 import msgpack
 
+from raftcore.core import membership
 from raftcore.core.errors import PeerViolationError
 from raftcore.core.membership import MAX_RETIRED, decode_configuration
 from raftcore.core.types import MAX_INDEX, MAX_TERM, Configuration, Lease, Member, Target
-from raftcore.naming import MAX_NODE_ID_BYTES
 
 #: Request numbers, sequences and counters: grow by one, so 63 bits never end.
 MAX_COUNTER = 2**63 - 1
-MAX_CLUSTER_ID_BYTES = 128
-MAX_ADDRESS_BYTES = 512
-MAX_MEMBERS = 1024
-MAX_ATTRIBUTES = 64
-MAX_ATTRIBUTE_BYTES = 4096
+# What a configuration may hold is one matter, for whoever sends it and for whoever reads it.
+MAX_NODE_ID_BYTES = membership.MAX_NODE_ID_BYTES
+MAX_CLUSTER_ID_BYTES = membership.MAX_CLUSTER_ID_BYTES
+MAX_ADDRESS_BYTES = membership.MAX_ADDRESS_BYTES
+MAX_MEMBERS = membership.MAX_MEMBERS
+MAX_ATTRIBUTES = membership.MAX_ATTRIBUTES
+MAX_ATTRIBUTE_BYTES = membership.MAX_ATTRIBUTE_BYTES
+INCARNATION_BYTES = membership.INCARNATION_BYTES
+#: More than a change may begin with: its later stages are longer.
 MAX_CONFIGURATION_BYTES = 1 << 20
 #: Feature levels, protocol versions and settings in milliseconds.
 MAX_SETTING = 2**31
-INCARNATION_BYTES = 16
 
 Check = Callable[[object], Any]
 
