@@ -63,8 +63,8 @@ class CoreConfig:
     feature_level: int = FEATURE_LEVEL
 
     def __post_init__(self) -> None:
-        if not self.node_id:
-            raise ValueError("node_id must not be empty")
+        if not isinstance(self.node_id, str) or not self.node_id:
+            raise ValueError("node_id must be text and not empty")
         if self.heartbeat_ms < 1:
             raise ValueError(f"heartbeat_ms must be at least 1, not {self.heartbeat_ms}")
         if self.election_timeout_ms < 2 * self.heartbeat_ms:

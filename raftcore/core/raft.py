@@ -173,14 +173,16 @@ class Raft:
             if s.handed_over is not None:
                 return min(s.election_deadline_ns, s.handed_over.deadline_ns)
             return s.election_deadline_ns
-        deadline = min(
+        deadlines = [
             leadership.heartbeat_deadline_ns,
             election.quorum_contact_ns(s, leadership) + s.election_timeout_ns,
-        )
+            *snapshots.feeds_due_ns(leadership),
+        ]
         if leadership.transfer is not None:
-            deadline = min(deadline, leadership.transfer.deadline_ns)
-        extra = (health.next_check_ns(s), snapshots.next_feed_ns(leadership))
-        return min((deadline, *(ns for ns in extra if ns is not None)))
+            deadlines.append(leadership.transfer.deadline_ns)
+        if s.unfinished_writes and not health.is_stalled(s):
+            deadlines.append(health.stall_ns(s))
+        return min(deadlines)
 
     def _settle(self) -> None:
         """What follows from any event: commit, reads, apply, hand-over."""
@@ -234,8 +236,30 @@ class Raft:
         return self._s.configurations.at(index)
 
     @property
+    def role(self) -> Role:
+        return self._s.role
+
+    @property
     def is_leader(self) -> bool:
         return self._s.role is Role.LEADER
+
+    @property
+    def pending_reads(self) -> int:
+        """Reads that wait for confirmation or to be applied."""
+        return self._s.pending_reads
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """On a leader: what takes up room for proposals."""
+        leadership = self._s.leadership
+        return 0 if leadership is None else leadership.uncommitted_bytes
+
+    @property
+    def inflight_messages(self) -> int:
+        """On a leader: the most appends that any peer has not answered."""
+        leadership = self._s.leadership
+        peers = () if leadership is None else leadership.progress.values()
+        return max((len(peer.inflight) for peer in peers), default=0)
 
     @property
     def quorum_contact_ns(self) -> int | None:

@@ -6,7 +6,7 @@ entries are data stamped by a leader; nothing in the core decides by them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 NodeId = str
@@ -138,28 +138,27 @@ class Configuration:
     retired: tuple[bytes, ...] = ()
     lease: Lease | None = None
     level: int = FEATURE_LEVEL
+    # What follows from the above, worked out once: every step of the core asks for it.
+    voters: tuple[NodeId, ...] = field(init=False, repr=False, compare=False)
+    learners: tuple[NodeId, ...] = field(init=False, repr=False, compare=False)
+    _by_id: dict[NodeId, Member] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         ids = [member.node_id for member in self.members]
         if ids != sorted(set(ids)):
             raise ValueError("members must be sorted by node id, without repeats")
-
-    @property
-    def voters(self) -> tuple[NodeId, ...]:
-        return tuple(m.node_id for m in self.members if m.voter)
-
-    @property
-    def learners(self) -> tuple[NodeId, ...]:
-        return tuple(
-            m.node_id for m in self.members if not m.voter and m.node_id not in self.leaving
-        )
+        learners = (m for m in self.members if not m.voter and m.node_id not in self.leaving)
+        known = {
+            "voters": tuple(m.node_id for m in self.members if m.voter),
+            "learners": tuple(m.node_id for m in learners),
+            "_by_id": dict(zip(ids, self.members, strict=True)),
+        }
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
 
     def member(self, node_id: NodeId) -> Member | None:
         """The member of that id, or None."""
-        for m in self.members:
-            if m.node_id == node_id:
-                return m
-        return None
+        return self._by_id.get(node_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from raftcore.core.errors import PeerViolationError
 from raftcore.core.messages import Message
 from raftcore.core.raft import Raft
 from raftcore.core.types import Configuration, Entry, Member, NodeId
-from raftcore.errors import OutcomeUnknownError, StoppedError
+from raftcore.errors import OutcomeUnknownError, StateMachineError, StoppedError
 from raftcore.runtime import waiters
 from raftcore.runtime.maintenance import Maintenance
 from raftcore.runtime.observer import Observer
@@ -361,8 +361,12 @@ class Driver:
         last = entries[-1]
         position = AppliedPosition(last.index, last.term, self._storage.chain_at(last.index))
         results = self._machine.apply(entries, position)
-        if len(results) != len(entries):
-            raise AssertionError("a state machine returns one result per entry")
+        returned = len(results) if hasattr(results, "__len__") else None
+        if returned != len(entries):
+            raise StateMachineError(
+                f"a state machine returns one result per entry: apply() was given {len(entries)} "
+                f"and returned {returned if returned is not None else type(results).__name__}"
+            )
         duration_ns = self._runtime.clock_ns() - began_ns
         self._post(lambda: self._on_applied(entries, results, duration_ns))
 

@@ -50,11 +50,20 @@ COPY_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What verifies of a damaged log. ``configuration`` is the newest known, also if not kept."""
+    """What verifies of a damaged log.
+
+    ``configurations`` are all that are known with their indexes, oldest first, also those beyond
+    what is kept: the snapshot's, then those after it.
+    """
 
     shape: Shape
-    configuration: Configuration | None
+    configurations: tuple[tuple[int, Configuration], ...]
     runs: int
+
+    @property
+    def configuration(self) -> Configuration | None:
+        """The newest known."""
+        return self.configurations[-1][1] if self.configurations else None
 
 
 def survey(
@@ -78,10 +87,10 @@ def survey(
     if tip.term > hard_state.term:
         raise LogCorruptError(f"the log is of term {tip.term}, but only {hard_state.term} is known")
     hint = _readable(environment, COMMIT_HINT, lambda body: int(body["index"])) or 0
-    newest = [c for _, c in prefix.configurations] or [s.configuration for s in [snapshot] if s]
+    base = () if snapshot is None else ((start, snapshot.configuration),)
     return Remains(
         Shape(hard_state, min(max(hint, start), tip.index), before, tip, snapshot),
-        newest[-1] if newest else None,
+        (*base, *(c for c in prefix.configurations if c[0] > start)),
         _readable(environment, RUNS, lambda body: int(body["count"])) or 0,
     )
 

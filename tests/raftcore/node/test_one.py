@@ -9,16 +9,19 @@ import pytest
 
 from raftcore import (
     AppliedPosition,
+    CoreConfig,
     EntryTooLargeError,
+    ExitCode,
     NodeOptions,
     NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
+    StateMachineError,
     StoppedError,
     StorageError,
     UnknownPeerError,
 )
-from raftcore.errors import LogCorruptError, StorageFullError
+from raftcore.errors import IdentityError, LogCorruptError, StorageFullError
 from raftcore.runtime import driver as driver_module
 from raftcore.trace import Kind
 
@@ -302,15 +305,17 @@ async def test_a_state_machine_that_fails_ends_the_node(one: Any) -> None:
         await node.wait_stopped()
 
 
-async def test_a_state_machine_that_forgets_a_result_ends_the_node(
-    one: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("results", "said"), [([], "0"), ([1, 2], "2"), (None, "NoneType")])
+async def test_a_state_machine_without_one_result_per_entry_ends_the_node(
+    one: Any, monkeypatch: pytest.MonkeyPatch, results: Any, said: str
 ) -> None:
     node = await one.lone()
-    monkeypatch.setattr(one.machines["a"], "apply", lambda entries, position: [])
+    monkeypatch.setattr(one.machines["a"], "apply", lambda entries, position: results)
     with pytest.raises(OutcomeUnknownError):
         await node.propose(b"x")
-    with pytest.raises(AssertionError, match="one result per entry"):
+    with pytest.raises(StateMachineError, match=f"one result per entry.* returned {said}") as ended:
         await node.wait_stopped()
+    assert (ended.value.code, ended.value.exit_code) == ("E_STATE_MACHINE", ExitCode.INVARIANT)
 
 
 async def test_a_worker_that_hangs_does_not_hold_up_the_end(
@@ -549,3 +554,37 @@ async def test_a_barrier_without_a_leader_says_so(make_world: Any) -> None:
     with pytest.raises(NotLeaderError):
         await world.nodes["a"].propose(b"x")
     assert world.nodes["a"].staleness_ms() is None
+
+
+# -- beginning ------------------------------------------------------------------------------------
+
+
+async def test_a_node_has_one_life(one: Any) -> None:
+    node = await one.lone()
+    with pytest.raises(StoppedError, match="started once"):
+        await node.start()
+    assert (await node.propose(b"x")).result == 1
+    await node.stop()
+    with pytest.raises(StoppedError, match="started once"):
+        await node.start()
+
+
+async def test_there_is_no_end_to_wait_for_before_the_start(one: Any) -> None:
+    node = one.build("a")
+    with pytest.raises(StoppedError, match="not started"):
+        await node.wait_stopped()
+    await node.start()
+    assert (await one.leader()) is node
+
+
+async def test_a_log_of_another_node_is_refused_before_anything_happens(one: Any) -> None:
+    node = one.build("a")
+    node.config = CoreConfig("b")
+    with pytest.raises(IdentityError, match="the log belongs to a"):
+        await node.start()
+    assert not one.logs["a"].closed
+    assert not one.machines["a"].closed
+    assert one.network.nodes() == frozenset()
+    node.config = CoreConfig("a")
+    await node.start()
+    assert (await one.leader()) is node
