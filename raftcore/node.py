@@ -429,10 +429,13 @@ class Node(Operations, MemberCommands):
 
     @property
     def is_leader(self) -> bool:
+        """Whether this node leads, as far as it knows: it may have been deposed just now. What must
+        not be stale goes through :meth:`propose` or :meth:`read_barrier`."""
         return self._driver is not None and not self._closing and self._driver.raft.is_leader
 
     @property
     def leader_id(self) -> NodeId | None:
+        """Who leads, as far as this node knows; None if it knows nobody, or was not started."""
         return self._driver.raft.leader_id if self._driver is not None else None
 
     def staleness_ms(self) -> int | None:

@@ -425,6 +425,10 @@ def _on_transfer_requested(s: CoreState, event: ev.TransferRequested) -> None:
     transfer.request(s, event.target)
 
 
+def _on_transfer_aborted(s: CoreState, _event: ev.TransferAborted) -> None:
+    transfer.abort(s)
+
+
 def _on_membership_requested(s: CoreState, event: ev.MembershipRequested) -> None:
     change.request(s, event)
 
@@ -455,6 +459,7 @@ _EVENTS: dict[type[ev.Event], Callable[[CoreState, Any], None]] = {
     ev.SnapshotInstalled: _on_snapshot_installed,
     ev.SnapshotChunkRead: _on_snapshot_chunk_read,
     ev.TransferRequested: _on_transfer_requested,
+    ev.TransferAborted: _on_transfer_aborted,
     ev.MembershipRequested: _on_membership_requested,
     ev.PeerUnreachable: _on_peer_unreachable,
     ev.QuarantineEnded: lambda s, _event: quarantine.on_ended(s),

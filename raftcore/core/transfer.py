@@ -2,7 +2,7 @@
 
 While it is under way proposals are refused, so that the target can catch up; when the target holds
 the whole log it is told to campaign at once. If that does not end this leadership within one
-election timeout the transfer is given up and proposals are accepted again.
+election timeout, or is aborted before, the transfer is given up and proposals are accepted again.
 
 Losing the leadership is not the end of it: somebody else may have won. The outcome is a success
 only once this node hears the target lead a later term.
@@ -83,11 +83,23 @@ def proceed(s: CoreState, leadership: Leadership) -> None:
 def check_deadline(s: CoreState, leadership: Leadership) -> None:
     transfer = leadership.transfer
     if transfer is not None and s.now_ns >= transfer.deadline_ns:
-        leadership.transfer = None
-        if transfer.requested:
-            sent = transfer.timeout_now_sent  # it may obey yet
-            detail = "the target did not take over in time"
-            s.emit(TransferFinished(False, transfer.target, detail, unknown=sent))
+        _give_up(s, leadership, transfer, "the target did not take over in time")
+
+
+def abort(s: CoreState) -> None:
+    """Somebody wants to keep this leadership after all. Once it is lost there is nothing to abort:
+    :func:`settle_handed_over` tells what came of it."""
+    leadership = s.leadership
+    if leadership is not None and leadership.transfer is not None:
+        _give_up(s, leadership, leadership.transfer, "the transfer was aborted")
+
+
+def _give_up(s: CoreState, leadership: Leadership, transfer: Transfer, detail: str) -> None:
+    """This leader goes on; proposals are accepted again."""
+    leadership.transfer = None
+    if transfer.requested:
+        sent = transfer.timeout_now_sent  # it may obey yet
+        s.emit(TransferFinished(False, transfer.target, detail, unknown=sent))
 
 
 def settle_handed_over(s: CoreState) -> None:

@@ -82,6 +82,22 @@ class Member:
     voter: bool = True
     attributes: tuple[tuple[str, str], ...] = ()
 
+    def __repr__(self) -> str:
+        """For people: the incarnation is cut to what tells two of them apart."""
+        shown = [repr(self.node_id), repr(self.address), f"incarnation={_short(self.incarnation)}"]
+        if not self.voter:
+            shown.append("voter=False")
+        if self.attributes:
+            shown.append(f"attributes={self.attributes!r}")
+        return f"Member({', '.join(shown)})"
+
+
+def _short(incarnation: object) -> str:
+    """The first eight hex digits."""
+    if not isinstance(incarnation, bytes):
+        return repr(incarnation)
+    return incarnation.hex()[:8] + ("..." if len(incarnation) > 4 else "")
+
 
 #: The newest feature level of this program, and that of clusters made by release 0.1.
 FEATURE_LEVEL = 2
@@ -155,6 +171,15 @@ class Configuration:
         }
         for name, value in known.items():
             object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        """For people: nothing that is as it mostly is, and incarnations cut short."""
+        special = ("old_voters", "leaving", "target", "lease")
+        shown = [repr(self.cluster_id), f"members={self.members!r}"]
+        shown += [f"{name}={value!r}" for name in special if (value := getattr(self, name))]
+        if self.retired:
+            shown.append(f"retired=({', '.join(map(_short, self.retired))})")
+        return f"Configuration({', '.join(shown)}, level={self.level})"
 
     def member(self, node_id: NodeId) -> Member | None:
         """The member of that id, or None."""

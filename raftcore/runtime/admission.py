@@ -18,8 +18,12 @@ from raftcore.errors import (
 
 logger = logging.getLogger(__name__)
 
-#: Says whether a node that asks may become a member; asked again whenever that node asks again.
 JoinPolicy = Callable[[Member], Awaitable[bool]]
+"""Says whether a node that asks may become a member, as the :class:`Member` that it would be.
+
+Awaited on the leader, once more whenever that node asks again. What it raises is logged, and the
+node is refused for this time.
+"""
 
 
 class Admission:

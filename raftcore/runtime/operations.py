@@ -174,7 +174,8 @@ class Operations:
     ) -> NodeId:
         """Hand leadership to ``target`` (or the best member) and await that it moved.
 
-        The core gives up after one election timeout on its own; there is nothing to abort.
+        The core gives up after one election timeout on its own, and with :meth:`abort_transfer`
+        earlier.
 
         Raises:
             NotLeaderError: this node does not lead.
@@ -210,3 +211,19 @@ class Operations:
         if not outcome.succeeded or outcome.target is None:
             raise TransferFailedError(outcome.detail)
         return outcome.target
+
+    def abort_transfer(self) -> None:
+        """Keep the leadership: give up the transfer under way, whoever began it; nothing happens if
+        there is none. Proposals are accepted again from now on.
+
+        Whoever awaits :meth:`transfer_leadership` gets :class:`TransferFailedError`; or
+        :class:`OutcomeUnknownError` if the target was told to take over already, and may yet.
+
+        Raises:
+            NotLeaderError: this node does not lead (any more).
+            StoppedError, RemovedError: refused.
+        """
+        driver = self._member()
+        if not driver.raft.is_leader:
+            raise NotLeaderError(driver.raft.leader_id)
+        driver.deliver(ev.TransferAborted(driver.now_ns()))

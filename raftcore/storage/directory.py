@@ -102,7 +102,7 @@ class DataDirectory:
             UnsupportedFilesystemError: see :func:`check_filesystem`.
             LockedError: another process, or this one, has it open.
             IdentityError: it belongs to another node, a record is damaged, or the directory is
-                empty and no node may be called that (:func:`raftcore.naming.check_node_id`).
+                empty and no node may be called that (see ``raftcore.naming``).
             FormatTooNewError: a newer release wrote it; nothing has been touched.
             StorageError: the operating system refused.
         """

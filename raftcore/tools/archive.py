@@ -307,7 +307,8 @@ def restore(
     ``member`` is who it is to be; by default the node that was backed up, at its address then.
 
     Raises:
-        RefusedError: ``into`` is not empty, or see :meth:`NewMember.resolve`.
+        RefusedError: ``into`` is not empty, or see
+            :meth:`~raftcore.tools.rebuilding.NewMember.resolve`.
         LogCorruptError, FormatTooNewError, StorageError: see :func:`open_backup`.
     """
     target = Path(into).absolute()
