@@ -208,8 +208,10 @@ class Node(Operations, MemberCommands):
         ended = False
         try:
             try:
-                await self._admission.close()
-                await self._transport.close()
+                try:
+                    await self._admission.close()
+                finally:
+                    await self._transport.close()
             finally:
                 ended = await driver.stop_workers()
         finally:
@@ -437,11 +439,14 @@ class Node(Operations, MemberCommands):
         return self._driver.raft.leader_id if self._driver is not None else None
 
     def staleness_ms(self) -> int | None:
-        """How old the local state may be, at most.
+        """How old the local state may be, at most, as far as this node can see.
 
         On a follower: age of the last message of the leader at which everything that it had
         committed was applied here. On a leader: age of its last contact with a quorum, since until
         then nobody else can have led. None if neither ever was.
+
+        A follower counts from when it got the message: how long that had been on its way, it does
+        not know. Who needs certainty uses :meth:`read_barrier`.
         """
         raft = self._driver.raft if self._driver is not None else None
         if raft is not None and raft.quorum_contact_ns is not None:
@@ -486,7 +491,8 @@ class Node(Operations, MemberCommands):
     def on_peer_lost(self, peer: NodeId) -> None:
         driver = self._driver
         if driver is not None and not self._closing:
-            driver.observer.peer_lost(peer)
+            member = any(known.node_id == peer for known in driver.raft.peers)
+            driver.observer.peer_lost(peer, member=member)
             driver.deliver(ev.PeerUnreachable(driver.now_ns(), peer))
 
     async def on_join(self, joiner: Member) -> Configuration:

@@ -11,7 +11,7 @@ only once this node hears the target lead a later term.
 from __future__ import annotations
 
 from raftcore.core import election, health, replication
-from raftcore.core.effects import TransferFinished
+from raftcore.core.effects import TransferFinished, TransferRefusal
 from raftcore.core.messages import TimeoutNow
 from raftcore.core.state import CoreState, Leadership, Role, Transfer, WaitFor
 from raftcore.core.types import NodeId
@@ -20,20 +20,24 @@ from raftcore.core.types import NodeId
 def request(s: CoreState, target: NodeId | None) -> None:
     leadership = s.leadership
     if leadership is None:
-        s.emit(TransferFinished(False, target, "this node does not lead"))
+        _refuse(s, target, TransferRefusal.NOT_LEADER, "this node does not lead")
         return
     if leadership.transfer is not None:
-        s.emit(TransferFinished(False, target, "a transfer is under way already"))
+        _refuse(s, target, TransferRefusal.IN_PROGRESS, "a transfer is under way already")
         return
     chosen = target or best_target(s, leadership, s.configuration.voters)
     if chosen is None or chosen == s.node_id or chosen not in s.configuration.voters:
-        s.emit(TransferFinished(False, target, "there is no other voter to hand over to"))
+        _refuse(s, target, TransferRefusal.NO_TARGET, "there is no other voter to hand over to")
         return
     if not health.can_lead(s, leadership.progress[chosen]):
-        s.emit(TransferFinished(False, target, f"the disk of {chosen} is not healthy"))
+        _refuse(s, target, TransferRefusal.NO_TARGET, f"the disk of {chosen} is not healthy")
         return
     leadership.transfer = Transfer(chosen, s.now_ns + s.election_timeout_ns)
     proceed(s, leadership)
+
+
+def _refuse(s: CoreState, target: NodeId | None, refusal: TransferRefusal, detail: str) -> None:
+    s.emit(TransferFinished(False, target, detail, refusal=refusal))
 
 
 def hand_over(s: CoreState, leadership: Leadership, among: tuple[NodeId, ...]) -> bool:

@@ -100,6 +100,7 @@ class Driver:
         self._recovered = False
         self._outbox = Outbox(self._give, self.now_ns)
         self._peers: tuple[Member, ...] = ()
+        self._configured: tuple[Configuration, tuple[Member, ...]] | None = None
         self._free_bytes: int | None = None
         self._committed = (0, Configuration("", ()))
         self._pending: deque[ev.Event] = deque()
@@ -179,7 +180,11 @@ class Driver:
         self.deliver(ev.Tick(self.now_ns()))
 
     def configure_transport(self) -> None:
-        self._transport.configure(self.raft.configuration, self._peers)
+        """Tell the transport who is who, unless this step has done so already."""
+        wanted = (self.raft.configuration, self._peers)
+        if wanted != self._configured:
+            self._configured = wanted
+            self._transport.configure(*wanted)
 
     def close(self) -> None:
         """Step no more and send nothing more (I19)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from raftcore.core import events as ev
+from raftcore.core.effects import TransferRefusal
 from raftcore.core.types import NodeId
 from raftcore.errors import (
     ChangeInProgressError,
@@ -203,6 +204,10 @@ class Operations:
             driver.transfers.forget(token)
         if outcome.unknown:
             raise OutcomeUnknownError(outcome.detail)
+        if outcome.refusal is TransferRefusal.IN_PROGRESS:
+            raise ChangeInProgressError(outcome.detail)
+        if outcome.refusal is TransferRefusal.NOT_LEADER:
+            raise NotLeaderError(driver.raft.leader_id)
         if not outcome.succeeded or outcome.target is None:
             raise TransferFailedError(outcome.detail)
         return outcome.target

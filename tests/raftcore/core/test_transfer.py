@@ -97,6 +97,9 @@ def test_only_a_leader_hands_over_and_only_once_at_a_time() -> None:
     transfer(leader, "b")
     transfer(leader, "c")
     assert outcomes(leader) == [(False, "c", "a transfer is under way already")]
+    finished = [e for e in (*c["b"].effects, *leader.effects) if isinstance(e, ef.TransferFinished)]
+    told = [e.refusal for e in finished]
+    assert told == [ef.TransferRefusal.NOT_LEADER, ef.TransferRefusal.IN_PROGRESS]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ async def serves(node: Any) -> bool:
         ("propose", [b"x"], {"sequence": "1"}),
         ("propose", [b"x"], {"sequence": True}),
         ("propose", [b"x"], {"timeout_s": "soon"}),
+        ("propose", [b"x"], {"timeout_s": None}),
         ("propose", [b"x"], {"timeout_s": float("nan")}),
         ("read_barrier", [], {"timeout_s": None}),
         ("wait_applied", ["x"], {}),

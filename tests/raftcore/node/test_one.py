@@ -413,6 +413,28 @@ async def test_a_start_that_is_cancelled_is_no_failure_of_the_node(
     assert one.logs["a"].closed
 
 
+async def test_an_end_that_is_interrupted_still_closes_everything(
+    one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await one.lone()
+    closed: list[str] = []
+    close = node._transport.close
+
+    async def interrupted() -> None:
+        raise asyncio.CancelledError
+
+    async def watched() -> None:
+        closed.append("transport")
+        await close()
+
+    monkeypatch.setattr(node._admission, "close", interrupted)
+    monkeypatch.setattr(node._transport, "close", watched)
+    with pytest.raises(asyncio.CancelledError):
+        await node.stop()
+    assert closed == ["transport"]
+    assert one.logs["a"].closed
+
+
 # -- recovery -------------------------------------------------------------------------------------
 
 

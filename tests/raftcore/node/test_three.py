@@ -135,6 +135,18 @@ async def test_one_transfer_at_a_time_and_its_outcome_may_stay_unknown(three: An
     assert (await leader.propose(b"still here")).result == 2
 
 
+async def test_a_transfer_that_its_caller_gave_up_is_still_under_way(three: Any) -> None:
+    await three.start(election_timeout_ms=2000)
+    leader = await three.leader()
+    target = name(three.others(leader)[0])
+    await leader.propose(b"x")
+    three.network.partition({target}, set(three.nodes) - {target})
+    with pytest.raises(OutcomeUnknownError):
+        await leader.transfer_leadership(target, timeout_s=0.01)
+    with pytest.raises(ChangeInProgressError, match="under way"):
+        await leader.transfer_leadership(target)
+
+
 async def test_leadership_does_not_go_to_somebody_who_is_behind(three: Any) -> None:
     await three.start()
     leader = await three.leader()
