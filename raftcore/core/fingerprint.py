@@ -90,6 +90,7 @@ HASHED: dict[type, tuple[str, ...]] = {
 IGNORED: dict[type, dict[str, str]] = {
     CoreState: {
         "config": "the same as long as the node runs, but for its name, which is in _names",
+        "node_id": "in _names",
         "rng": "what it draws are times",
         "now_ns": _TIME,
         "leader_contact_ns": _TIME,
@@ -114,7 +115,9 @@ IGNORED: dict[type, dict[str, str]] = {
         "_cache_limit": "a setting",
         "_slice": "remembers an answer that would be the same again",
     },
-    ConfigurationStack: {},
+    ConfigurationStack: dict.fromkeys(
+        ("_last", "current", "current_index"), "the last ones of the stack"
+    ),
     Leadership: {
         "heartbeat_deadline_ns": _TIME,
         "uncommitted_bytes": "follows from what is uncommitted",
@@ -269,7 +272,7 @@ def canonical(value: Any) -> Any:
         if issubclass(kind, Enum):
             viewer = _VIEWERS[kind] = _view_enum
         elif _is_value(kind):
-            names = tuple(field.name for field in fields(kind))
+            names = tuple(field.name for field in fields(kind) if field.compare)
             viewer = _VIEWERS[kind] = _viewer_of(names)
         else:
             raise TypeError(f"{kind.__name__} is in no table of state")

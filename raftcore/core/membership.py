@@ -377,24 +377,24 @@ class ConfigurationStack:
 
     def __init__(self, base_index: int, base: Configuration) -> None:
         self._stack: list[tuple[int, Configuration]] = [(base_index, base)]
+        self._look()
 
-    @property
-    def current(self) -> Configuration:
-        return self._stack[-1][1]
-
-    @property
-    def current_index(self) -> int:
-        return self._stack[-1][0]
+    def _look(self) -> None:
+        """What every step asks for: the configuration in force."""
+        self._last = (self._stack[-1],)
+        self.current_index, self.current = self._stack[-1]
 
     def push(self, index: int, configuration: Configuration) -> None:
         assert index > self._stack[-1][0], "configuration entries are appended in order"
         self._stack.append((index, configuration))
+        self._look()
 
     def truncate(self, from_index: int) -> bool:
         """Entries from ``from_index`` on are gone; True if the configuration in force changed."""
         changed = False
         while len(self._stack) > 1 and self._stack[-1][0] >= from_index:
             self._stack.pop()
+            self._look()
             changed = True
         return changed
 
@@ -409,6 +409,8 @@ class ConfigurationStack:
 
     def since(self, committed: int) -> tuple[tuple[int, Configuration], ...]:
         """The last configuration at or below ``committed`` and all after it, oldest first."""
+        if self.current_index <= committed:
+            return self._last
         first = len(self._stack) - 1
         while first > 0 and self._stack[first][0] > committed:
             first -= 1
@@ -416,7 +418,7 @@ class ConfigurationStack:
 
     def between(self, after: int, last: int) -> tuple[tuple[int, Configuration], ...]:
         """The configurations above ``after`` up to ``last``, oldest first."""
-        if self._stack[-1][0] <= after:
+        if self.current_index <= after:
             return ()
         return tuple(item for item in self._stack if after < item[0] <= last)
 
@@ -426,9 +428,3 @@ class ConfigurationStack:
             if position <= index:
                 return configuration
         raise AssertionError(f"no configuration known at {index}")
-
-
-def is_voter(configuration: Configuration, node_id: NodeId) -> bool:
-    """Whether that node may vote and be counted under ``configuration``, joint or not."""
-    member = configuration.member(node_id)
-    return (member is not None and member.voter) or node_id in configuration.old_voters

@@ -178,14 +178,16 @@ class Raft:
             if s.handed_over is not None:
                 return min(s.election_deadline_ns, s.handed_over.deadline_ns)
             return s.election_deadline_ns
-        deadline = min(
+        deadlines = [
             leadership.heartbeat_deadline_ns,
             election.quorum_contact_ns(s, leadership) + s.election_timeout_ns,
-        )
+            *snapshots.feeds_due_ns(leadership),
+        ]
         if leadership.transfer is not None:
-            deadline = min(deadline, leadership.transfer.deadline_ns)
-        extra = (health.next_check_ns(s), snapshots.next_feed_ns(leadership))
-        return min((deadline, *(ns for ns in extra if ns is not None)))
+            deadlines.append(leadership.transfer.deadline_ns)
+        if s.unfinished_writes and not health.is_stalled(s):
+            deadlines.append(health.stall_ns(s))
+        return min(deadlines)
 
     def _settle(self) -> None:
         """What follows from any event: commit, reads, apply, hand-over."""
@@ -219,6 +221,11 @@ class Raft:
         return self._s.configurations.current_index
 
     @property
+    def committed_configuration(self) -> Configuration:
+        """The last one that is known to be committed, so that it can not go back."""
+        return self._s.configurations.committed(self._s.log.committed)[1]
+
+    @property
     def peers(self) -> tuple[Member, ...]:
         """Whom this node talks to; :class:`~raftcore.core.effects.PeersChanged` says when that
         changes."""
@@ -234,8 +241,30 @@ class Raft:
         return self._s.configurations.at(index)
 
     @property
+    def role(self) -> Role:
+        return self._s.role
+
+    @property
     def is_leader(self) -> bool:
         return self._s.role is Role.LEADER
+
+    @property
+    def pending_reads(self) -> int:
+        """Reads that wait for confirmation or to be applied."""
+        return self._s.pending_reads
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """On a leader: what takes up room for proposals."""
+        leadership = self._s.leadership
+        return 0 if leadership is None else leadership.uncommitted_bytes
+
+    @property
+    def inflight_messages(self) -> int:
+        """On a leader: the most appends that any peer has not answered."""
+        leadership = self._s.leadership
+        peers = () if leadership is None else leadership.progress.values()
+        return max((len(peer.inflight) for peer in peers), default=0)
 
     @property
     def quorum_contact_ns(self) -> int | None:
@@ -401,6 +430,10 @@ def _on_transfer_requested(s: CoreState, event: ev.TransferRequested) -> None:
     transfer.request(s, event.target)
 
 
+def _on_transfer_aborted(s: CoreState, _event: ev.TransferAborted) -> None:
+    transfer.abort(s)
+
+
 def _on_membership_requested(s: CoreState, event: ev.MembershipRequested) -> None:
     change.request(s, event)
 
@@ -431,6 +464,7 @@ _EVENTS: dict[type[ev.Event], Callable[[CoreState, Any], None]] = {
     ev.SnapshotInstalled: _on_snapshot_installed,
     ev.SnapshotChunkRead: _on_snapshot_chunk_read,
     ev.TransferRequested: _on_transfer_requested,
+    ev.TransferAborted: _on_transfer_aborted,
     ev.MembershipRequested: _on_membership_requested,
     ev.PeerUnreachable: _on_peer_unreachable,
     ev.QuarantineEnded: lambda s, _event: quarantine.on_ended(s),

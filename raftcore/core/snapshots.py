@@ -65,10 +65,10 @@ def feed(s: CoreState, peer: NodeId, progress: Progress) -> None:
     s.emit(ReadSnapshotChunk(peer, current.meta, current.offset, limit))
 
 
-def next_feed_ns(leadership: Leadership) -> int | None:
-    """When the next chunk that only waits for its time may be read; None if none does."""
-    feeds = (progress.feed for progress in leadership.progress.values())
-    return min((f.due_ns for f in feeds if f is not None and f.due_ns is not None), default=None)
+def feeds_due_ns(leadership: Leadership) -> list[int]:
+    """When the chunks may be read that only wait for their time."""
+    feeds = [p.feed for p in leadership.progress.values() if p.feed is not None]
+    return [feed.due_ns for feed in feeds if feed.due_ns is not None]
 
 
 def on_tick(s: CoreState, leadership: Leadership) -> None:

@@ -72,9 +72,6 @@ class Status:
 def status_of(s: CoreState) -> Status:
     """A picture of ``s`` as it is now."""
     leadership = s.leadership
-    pending = len(s.remote_reads) + len(s.confirmed_reads)
-    if leadership is not None:
-        pending += len(leadership.reads) + len(leadership.reads_before_commit)
     contact = s.leader_contact_ns
     return Status(
         node_id=s.node_id,
@@ -91,7 +88,7 @@ def status_of(s: CoreState) -> Status:
         voters=s.configuration.voters,
         learners=s.configuration.learners,
         uncommitted_bytes=leadership.uncommitted_bytes if leadership else 0,
-        pending_reads=pending,
+        pending_reads=s.pending_reads,
         leader_contact_age_ms=None if contact is None else (s.now_ns - contact) // MS,
         peers=tuple(_peer_statuses(s, leadership)) if leadership else (),
         not_leader_because=_why_not_leader(s),

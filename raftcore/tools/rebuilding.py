@@ -163,13 +163,13 @@ def salvaged_source(directory: ClosedDirectory, log: ClosedLog) -> Source:
     """
     identity = _owner(directory, log)
     remains = survey(log.environment, identity.cluster_id, directory.snapshots, directory.floor())
-    shape, configuration = remains.shape, remains.configuration
-    if configuration is None:
+    shape = remains.shape
+    if not remains.configurations:
         raise LogCorruptError(f"nothing of the log in {directory.path} names its members")
     return Source(
         identity=identity,
         shape=shape,
-        configurations=((shape.snapshot_index, configuration),),
+        configurations=remains.configurations,
         origin=directory.record(ORIGIN_FILE),
         size_bytes=0,
         records=lambda: directory.snapshots.records(_present(shape.snapshot)),

@@ -255,10 +255,11 @@ def _plan(
     present = _trusted(survivors, configuration)
     tip = source.shape.tip.index
     known = max(survivor.commit_hint for survivor in survivors)
-    relevant = _configurations_that_count(source)
+    relevant, earlier_unknown = _configurations_that_count(source)
     gone = [_missing(survivors, c) for c in relevant]
     loss = Loss(
         possible=any(_can_commit(c, ids) for c, ids in zip(relevant, gone, strict=True))
+        or earlier_unknown
         or known > tip,
         after_index=tip,
         proven_to=known if known > tip else 0,
@@ -280,15 +281,16 @@ def _plan(
     return plan, source
 
 
-def _configurations_that_count(source: Source) -> list[Configuration]:
+def _configurations_that_count(source: Source) -> tuple[list[Configuration], bool]:
     """The last one known to be committed and all after it: any of them may be the one by which
-    the missing members counted a quorum."""
-    committed = source.shape.commit_hint
-    first = 0
-    for number, (index, _) in enumerate(source.configurations):
-        if index <= committed:
-            first = number
-    return [configuration for _, configuration in source.configurations[first:]]
+    the missing members counted a quorum. And whether none of them is known to be committed, so that
+    an earlier one, which nothing is left of, may be the one."""
+    shape = source.shape
+    # A snapshot holds committed entries only; entry 1 is what the founders agreed on.
+    committed = max(1, shape.commit_hint, shape.snapshot_index)
+    known = [n for n, (index, _) in enumerate(source.configurations) if index <= committed]
+    first = known[-1] if known else 0
+    return [configuration for _, configuration in source.configurations[first:]], not known
 
 
 def _trusted(survivors: Sequence[Survivor], configuration: Configuration) -> set[NodeId]:

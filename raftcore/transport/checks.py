@@ -160,7 +160,7 @@ def check_configuration(value: object) -> Configuration:
     check_text(configuration.cluster_id, MAX_CLUSTER_ID_BYTES)
     check_array(configuration.members, MAX_MEMBERS)
     for member in configuration.members:
-        _check_member(member)
+        check_member(member)
     for node_ids in (configuration.old_voters, configuration.leaving):
         _check_node_ids(node_ids)
     for incarnation in check_array(configuration.retired, MAX_RETIRED):
@@ -188,7 +188,8 @@ def _check_node_ids(value: object) -> None:
         check_node_id(node_id)
 
 
-def _check_member(member: Member) -> None:
+def check_member(member: Member) -> None:
+    """Every field of ``member`` is of its type and within its bounds."""
     check_node_id(member.node_id)
     check_text(member.address, MAX_ADDRESS_BYTES)
     check_flag(member.voter)

@@ -59,6 +59,15 @@ def test_a_learner_is_added_by_one_entry_and_told_before_anything_is_sent_to_it(
     assert stages(c["l"]) == ["abc(l)"]
 
 
+def test_the_committed_configuration_is_not_the_one_in_force_while_that_may_go_back() -> None:
+    c, a = led()
+    a.change("abc", "l")
+    assert a.raft.configuration.learners == ("l",)
+    assert a.raft.committed_configuration.learners == ()
+    c.deliver()
+    assert a.raft.committed_configuration == a.raft.configuration
+
+
 def test_a_learner_is_removed_by_one_entry_and_its_incarnation_retired() -> None:
     c, a = led(learners="l")
     a.change("abc")

@@ -288,6 +288,26 @@ def test_status_is_a_picture_of_everything() -> None:
     assert {p.inflight_messages for p in leader.raft.status().peers} == {1}
 
 
+def test_what_is_asked_after_every_step_is_what_the_status_says() -> None:
+    c = ManualCluster()
+    leader, follower = c.elect("a"), c["b"]
+    leader.hold_disk = True
+    leader.propose(b"x" * 100)
+    leader.read(1)
+    follower.read(2)
+    for node in (leader, follower):
+        raft, status = node.raft, node.raft.status()
+        assert raft.role.value == status.role
+        assert raft.first_index == status.first_index == 1
+        assert raft.durable_index == status.durable_index == 1
+        assert raft.uncommitted_bytes == status.uncommitted_bytes
+        assert raft.pending_reads == status.pending_reads == 1
+        sent = [peer.inflight_messages for peer in status.peers]
+        assert raft.inflight_messages == max(sent, default=0)
+    assert leader.raft.uncommitted_bytes == 164
+    assert (leader.raft.inflight_messages, follower.raft.inflight_messages) == (1, 0)
+
+
 def test_status_names_an_unanswered_probe() -> None:
     c = ManualCluster()
     c.isolate("b")
