@@ -128,6 +128,12 @@ class FramedConnection(asyncio.Protocol, ABC):
         peer = self._transport.get_extra_info("peername") if self._transport else None
         return f"{peer[0]}:{peer[1]}" if peer else "a peer"
 
+    @property
+    def host(self) -> str:
+        """The address that the other side has; empty if the connection is gone already."""
+        peer = self._transport.get_extra_info("peername") if self._transport else None
+        return str(peer[0]) if peer else ""
+
     # -- called by the loop -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

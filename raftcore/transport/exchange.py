@@ -36,6 +36,8 @@ async def exchange(address: str, hello: Introduction, tls: TlsContexts | None) -
     try:
         host, port = parse_address(address)
         reader, writer = await asyncio.open_connection(host, port, ssl=context)
+    except OSError:  # some errors of TLS are a ValueError too
+        raise
     except ValueError as error:  # UnicodeError is one, for a host that cannot be encoded
         raise ConnectionError(f"{address!r} can not be dialled: {error}") from error
     async with closing(writer):

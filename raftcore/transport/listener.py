@@ -25,8 +25,7 @@ class TlsListener:
     """Listens with TLS; has of :class:`asyncio.Server` what the transport uses.
 
     Args:
-        make: makes the protocol of one connection from that host, or None if there is no room for
-            another stranger.
+        make: makes the protocol of one connection from that host, or None if it is not wanted.
         on_failed: called with that protocol if the TLS handshake failed.
     """
 

@@ -349,11 +349,13 @@ class PeerLink:
                     **tls_arguments(context),
                 )
                 await welcomed
-        except ValueError as error:  # UnicodeError is one, for a host that cannot be encoded
-            raise ConnectionError(str(error)) from error
-        except BaseException:
+        except BaseException as error:
             if connection is not None:
                 connection.abort()
+            # UnicodeError, of a host that cannot be encoded, is a ValueError. But so are some
+            # errors of TLS.
+            if isinstance(error, ValueError) and not isinstance(error, OSError):
+                raise ConnectionError(str(error)) from error
             raise
         finally:
             if not welcomed.cancel() and not welcomed.cancelled():

@@ -23,6 +23,7 @@ from raftcore.transport.inbound import InboundConnection
 from raftcore.transport.listener import TlsListener, listen_error, listening_sockets
 from raftcore.transport.options import TransportOptions, TransportStats
 from raftcore.transport.outbound import PeerLink
+from raftcore.transport.strangers import Strangers
 from raftcore.transport.tls import TlsContexts, TlsOptions, check_plain_allowed
 
 
@@ -84,7 +85,9 @@ class TcpTransport:
         self._links: dict[NodeId, PeerLink] = {}
         self._retiring: set[PeerLink] = set()
         self._inbound: dict[NodeId, InboundConnection] = {}
-        self._strangers: set[FramedConnection] = set()
+        self._strangers = Strangers(
+            self._options.max_handshakes, self._options.max_handshakes_per_host
+        )
         self._server: asyncio.Server | TlsListener | None = None
         self._context: Context | None = None
         self._closed = False
@@ -279,32 +282,35 @@ class TcpTransport:
         def make() -> InboundConnection:
             return InboundConnection(context, self._on_opened, self._on_welcomed, self._on_closed)
 
-        def make_if_room(_: str) -> InboundConnection | None:
+        def make_if_open(host: str) -> InboundConnection | None:
+            if self._closed:
+                return None
             connection = make()
-            return connection if self._has_room(connection) else None
+            self._make_room(connection, host)
+            return connection
 
         if self._tls is None:
             return await context.loop.create_server(
                 make, host, port, reuse_address=True, start_serving=False
             )
         sockets = await listening_sockets(context.loop, host, port)
-        return TlsListener(context, sockets, make_if_room, self._strangers.discard)
+        return TlsListener(context, sockets, make_if_open, self._strangers.discard)
 
-    def _has_room(self, stranger: FramedConnection) -> bool:
-        """Whether there is room for one more stranger; counted, if so."""
-        if self._closed:
-            return False
-        if stranger in self._strangers:  # since its TLS handshake began
-            return True
-        if len(self._strangers) >= self._options.max_handshakes:
-            self.stats.refused[RefusalCode.TOO_MANY] += 1
-            return False
-        self._strangers.add(stranger)
-        return True
+    def _make_room(self, stranger: FramedConnection, host: str) -> None:
+        """Count one more stranger; if there are too many, the oldest loses its place."""
+        dropped = self._strangers.add(stranger, host)
+        if dropped is None:
+            return
+        self.stats.refused[RefusalCode.TOO_MANY] += 1
+        dropped.abort()
+        if isinstance(self._server, TlsListener):
+            self._server.drop(dropped)
 
     def _on_opened(self, connection: InboundConnection) -> None:
-        if not self._has_room(connection):
+        if self._closed:
             connection.abort()
+        elif connection not in self._strangers:  # it is since its TLS handshake began
+            self._make_room(connection, connection.host)
 
     def _on_welcomed(self, connection: InboundConnection) -> None:
         assert connection.peer is not None
