@@ -208,6 +208,8 @@ def _take(progress: Progress, number: int, what: str, value: int) -> None:
         progress.become_snapshot(META)
     elif what in ("become_probe", "become_replicate"):
         getattr(progress, what)()
+    elif what == "restart":
+        progress.restart(value, 0)
     else:
         getattr(progress, what)(value)
 

@@ -129,8 +129,9 @@ def _echoed(leader: ManualNode, given: dict[str, str]) -> bool:
     raft = leader.raft.clone()
     leadership = raft._s.leadership
     assert leadership is not None
+    this_round = leadership.read_counter  # a member that comes back in quarantine begins another
     for peer, echo in given.items():
-        counter = leadership.read_counter - (echo == "older round")
+        counter = this_round - (echo == "older round")
         leadership.progress[peer].regressed = echo == "lost what it had"
         health = Health(quarantined=echo == "in quarantine")
         reply = msg.HeartbeatReply(peer, raft.term, counter, health)
