@@ -106,6 +106,7 @@ def run_recover(arguments: argparse.Namespace, progress: ProgressLine) -> int:
     if arguments.json:
         say_json({"plan": recovery.plan, "made": made})
     elif made is not None:
+        say()
         show_rebuilt(made)
     else:
         say()
@@ -189,7 +190,6 @@ def _entries(first: int, last: int) -> str:
 
 def show_rebuilt(made: Rebuilt) -> None:
     """The new directory, and what to do with it."""
-    say()
     facts(
         [
             ("made", made.path),

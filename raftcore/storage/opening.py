@@ -271,7 +271,8 @@ class Opener:
         limits = self._options.map_size_bytes, self._options.map_limit_bytes
         build_log(aside, environment, self._identity, remains, limits, self._files)
         self._set_aside_beyond(remains.shape.snapshot_index)
-        self._record.begin(f"{damage.code}: {damage}", self._floor, replaces=name)
+        reason = f"{damage.code}: {damage}"
+        self._record.begin(reason, self._floor, replaces=name, vouched=remains.vouched)
 
     def _set_aside_beyond(self, index: int) -> None:
         for position in self._snapshots.positions():
@@ -324,7 +325,8 @@ class Opener:
 
     def _begin_quarantine(self, examined: _Examined) -> None:
         """Before the log is touched, so that no crash can leave a node that forgot why."""
-        if self._quarantine is not None:
+        vouched = self._floor is not None
+        if self._quarantine is not None and (vouched or not self._quarantine.vouched):
             return  # it began earlier, and this FLOOR is from before it
         try:
             damage = LogCorruptError(f"{self._path}: {examined.lost}")
@@ -334,7 +336,7 @@ class Opener:
                 raise
             _log.error("going on as told, although %s", examined.lost)
             return
-        self._quarantine = self._record.begin(examined.lost, self._floor)
+        self._quarantine = self._record.begin(examined.lost, self._floor, vouched=vouched)
 
     def _configurations(self, examined: _Examined) -> ConfigurationStack:
         chosen = examined.chosen
@@ -399,6 +401,7 @@ class Opener:
             commit_hint=shape.commit_hint,
             before_first=shape.before.position,
             quarantine=None if self._quarantine is None else self._quarantine.reason,
+            quarantine_final=self._quarantine is not None and not self._quarantine.vouched,
         )
 
 

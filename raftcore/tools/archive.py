@@ -344,7 +344,8 @@ def restore(
     has the space, what it is mounted on perhaps not), else the directory it will be in.
 
     Raises:
-        RefusedError: ``into`` is not empty, or see :meth:`NewMember.resolve`.
+        RefusedError: ``into`` is not empty, or see
+            :meth:`~raftcore.tools.rebuilding.NewMember.resolve`.
         LogCorruptError, FormatTooNewError, StorageError: see :func:`open_backup`.
     """
     target = Path(into).absolute()
@@ -390,8 +391,8 @@ def _snapshot_source(directory: ClosedDirectory, identity: Identity) -> Source:
 def _unpack(archive: Path, place: Path, digest: str | None) -> tuple[dict[str, Any], str]:
     """The manifest and its digest, once every file is in ``place`` and matches it."""
     try:
-        with storage_errors(f"reading {archive}"), tarfile.open(archive, "r:") as tar:
-            raw = _read_manifest(tar)
+        with storage_errors(f"reading {archive}"), _open_tar(archive) as tar:
+            raw = _read_manifest(tar, archive)
             if digest is not None and _sha256(raw) != digest:
                 raise LogCorruptError(f"{archive} is not the backup with digest {digest}")
             manifest = _check_manifest(raw)
@@ -409,11 +410,21 @@ def _unpack(archive: Path, place: Path, digest: str | None) -> tuple[dict[str, A
     return manifest, _sha256(raw)
 
 
-def _read_manifest(tar: tarfile.TarFile) -> bytes:
+def _open_tar(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive, "r:")
+    except (tarfile.TarError, EOFError) as error:
+        raise LogCorruptError(f"{archive} is not a raftcore archive: no tar") from error
+
+
+def _read_manifest(tar: tarfile.TarFile, archive: Path) -> bytes:
     info = tar.next()
-    named = info is not None and info.name == MANIFEST and not info.issparse()
-    if info is None or not named or info.size > MAX_MANIFEST_BYTES:
-        raise LogCorruptError("the archive does not begin with a MANIFEST")
+    if info is None or info.name != MANIFEST or info.issparse():
+        raise LogCorruptError(
+            f"{archive} is not a raftcore archive: it does not begin with a MANIFEST"
+        )
+    if info.size > MAX_MANIFEST_BYTES:
+        raise LogCorruptError(f"the MANIFEST of {archive} has {info.size} bytes, too many")
     file = tar.extractfile(info)
     raw = b"" if file is None else file.read()
     if len(raw) != info.size:

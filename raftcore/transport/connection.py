@@ -7,6 +7,7 @@ during one turn of the loop leave in one write, and nothing is awaited per messa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
@@ -127,6 +128,12 @@ class FramedConnection(asyncio.Protocol, ABC):
         peer = self._transport.get_extra_info("peername") if self._transport else None
         return f"{peer[0]}:{peer[1]}" if peer else "a peer"
 
+    @property
+    def host(self) -> str:
+        """The address that the other side has; empty if the connection is gone already."""
+        peer = self._transport.get_extra_info("peername") if self._transport else None
+        return str(peer[0]) if peer else ""
+
     # -- called by the loop -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -136,7 +143,8 @@ class FramedConnection(asyncio.Protocol, ABC):
         self._transport.set_write_buffer_limits(high=self.context.options.write_bytes)
         sock = transport.get_extra_info("socket")
         if sock is not None:
-            _tune(sock, self.context.options.stall_timeout_s)
+            with contextlib.suppress(OSError):  # reset by now: the loop is about to tell
+                _tune(sock, self.context.options.stall_timeout_s)
 
     def data_received(self, data: bytes) -> None:
         self.context.stats.bytes_in += len(data)

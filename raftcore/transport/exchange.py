@@ -32,9 +32,14 @@ async def exchange(address: str, hello: Introduction, tls: TlsContexts | None) -
         WireError: it said something else.
         OSError: it can not be reached, or TLS failed.
     """
-    host, port = parse_address(address)
     context = None if tls is None else tls.client
-    reader, writer = await asyncio.open_connection(host, port, ssl=context)
+    try:
+        host, port = parse_address(address)
+        reader, writer = await asyncio.open_connection(host, port, ssl=context)
+    except OSError:  # some errors of TLS are a ValueError too
+        raise
+    except ValueError as error:  # UnicodeError is one, for a host that cannot be encoded
+        raise ConnectionError(f"{address!r} can not be dialled: {error}") from error
     async with closing(writer):
         if writer.get_extra_info("sockname") == writer.get_extra_info("peername"):
             # Nobody listens there, and the kernel gave us that very port to dial from.

@@ -13,6 +13,7 @@ import errno
 import socket
 from collections.abc import Callable
 
+from raftcore.errors import ListenError
 from raftcore.transport.connection import Context, FramedConnection, log, worth_a_line
 
 _BACKLOG = 100
@@ -24,8 +25,7 @@ class TlsListener:
     """Listens with TLS; has of :class:`asyncio.Server` what the transport uses.
 
     Args:
-        make: makes the protocol of one connection, or None if there is no room for another
-            stranger.
+        make: makes the protocol of one connection from that host, or None if it is not wanted.
         on_failed: called with that protocol if the TLS handshake failed.
     """
 
@@ -33,7 +33,7 @@ class TlsListener:
         self,
         context: Context,
         sockets: list[socket.socket],
-        make: Callable[[], FramedConnection | None],
+        make: Callable[[str], FramedConnection | None],
         on_failed: Callable[[FramedConnection], None],
     ) -> None:
         self.sockets = sockets
@@ -41,7 +41,7 @@ class TlsListener:
         self._make = make
         self._on_failed = on_failed
         self._accepting: list[asyncio.Task[None]] = []
-        self._securing: dict[asyncio.Task[None], socket.socket] = {}
+        self._securing: dict[asyncio.Task[None], tuple[FramedConnection, socket.socket]] = {}
 
     async def start_serving(self) -> None:
         loop = self._context.loop
@@ -55,10 +55,15 @@ class TlsListener:
 
     async def end_handshakes(self) -> None:
         """End the TLS handshakes under way. Cancelled, a loop would forget their sockets."""
-        for accepted in self._securing.values():
-            with contextlib.suppress(OSError):  # the other side was faster
-                accepted.shutdown(socket.SHUT_RDWR)
+        for _, accepted in self._securing.values():
+            _hang_up(accepted)
         await asyncio.gather(*self._securing, return_exceptions=True)
+
+    def drop(self, protocol: FramedConnection) -> None:
+        """End the TLS handshake of that protocol, if it is under way."""
+        for securing, accepted in self._securing.values():
+            if securing is protocol:
+                _hang_up(accepted)
 
     async def wait_closed(self) -> None:
         await asyncio.gather(*self._accepting, return_exceptions=True)
@@ -73,24 +78,31 @@ class TlsListener:
         context = self._context
         while True:
             try:
-                accepted, _ = await context.loop.sock_accept(listening)
+                accepted, address = await context.loop.sock_accept(listening)
             except OSError as error:
                 log.warning("a connection could not be accepted: %s", error)
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     await asyncio.sleep(_EXHAUSTED_S)
                 continue
-            protocol = self._make()
+            protocol = self._make(address[0])
             if protocol is None:
                 accepted.close()
                 continue
-            task = context.loop.create_task(self._secure(accepted, protocol))
-            self._securing[task] = accepted
+            task = context.loop.create_task(self._secure(accepted, address, protocol))
+            self._securing[task] = protocol, accepted
             task.add_done_callback(self._securing.pop)
 
-    async def _secure(self, accepted: socket.socket, protocol: FramedConnection) -> None:
+    async def _secure(
+        self, accepted: socket.socket, address: object, protocol: FramedConnection
+    ) -> None:
+        """Do the TLS handshake; whatever ends it, no place stays taken.
+
+        ``address`` is what the system said at the accept: by now a socket may be reset, and then
+        has none.
+        """
         context = self._context
         assert context.tls is not None
-        peer = accepted.getpeername() if accepted.fileno() >= 0 else None
+        secured = False
         try:
             await context.loop.connect_accepted_socket(
                 lambda: protocol,
@@ -99,12 +111,28 @@ class TlsListener:
                 ssl_handshake_timeout=context.options.hello_timeout_s,
                 ssl_shutdown_timeout=context.options.close_timeout_s,
             )
-        except OSError as error:  # ssl.SSLError is one
+            secured = True
+        except Exception as error:  # noqa: BLE001 (a stranger may end its handshake as it likes)
             context.stats.tls_failures += 1
             if worth_a_line(context.stats.tls_failures):
-                log.warning("the TLS handshake with %s failed: %s", peer, error)
-            self._on_failed(protocol)
-            accepted.close()  # uvloop leaves that to the collector
+                log.warning("the TLS handshake with %s failed: %r", address, error)
+        finally:
+            if not secured:
+                self._on_failed(protocol)
+                accepted.close()  # uvloop leaves that to the collector
+
+
+def _hang_up(accepted: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the other side was faster
+        accepted.shutdown(socket.SHUT_RDWR)
+
+
+def listen_error(host: str, port: int, error: OSError) -> ListenError:
+    """``error`` in words that name the address."""
+    where = f"{host or 'all addresses'}, port {port}"
+    return ListenError(
+        f"can not listen for peers on {where}: {error.strerror or error or type(error).__name__}"
+    )
 
 
 async def listening_sockets(

@@ -22,7 +22,9 @@ class TransportOptions:
         write_bytes: how much is joined into one write, and what may wait in the write buffer.
         connect_timeout_s: for the TCP connection and the handshake together.
         hello_timeout_s: how long a stranger may take to introduce itself.
-        max_handshakes: connections that have not introduced themselves yet.
+        max_handshakes: connections that have not introduced themselves yet; one more takes the
+            place of the oldest.
+        max_handshakes_per_host: such connections from one address.
         backoff_min_s: first wait before dialling again; doubles up to ``backoff_max_s``, each wait
             drawn from the upper half.
         backoff_max_s: see ``backoff_min_s``; a connection that stood that long resets the wait.
@@ -47,6 +49,7 @@ class TransportOptions:
     connect_timeout_s: float = 2.0
     hello_timeout_s: float = 5.0
     max_handshakes: int = 64
+    max_handshakes_per_host: int = 16
     backoff_min_s: float = 0.02
     backoff_max_s: float = 1.0
     stall_timeout_s: float = 5.0

@@ -156,6 +156,7 @@ class PeerLink:
         )
         context.tasks.add(self._task)
         self._task.add_done_callback(context.tasks.discard)
+        self._task.add_done_callback(self._ended)
 
     @property
     def connected(self) -> bool:
@@ -185,6 +186,11 @@ class PeerLink:
     def when_gone(self, call: Callable[[PeerLink], None]) -> None:
         """Call ``call`` once this link dials no more and has no connection."""
         self._task.add_done_callback(lambda _: call(self))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A link dials until it is stopped; nobody else would see that it does not."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("no longer dialling %s: %r", self.member.node_id, error, exc_info=error)
 
     def close(self) -> None:
         """Stop for good. The transport awaits the task and the connection."""
@@ -235,8 +241,11 @@ class PeerLink:
         if len(self._pending) >= options.max_requests:
             raise OverloadedError(f"{options.max_requests} requests to {peer} are unanswered")
         number = next(self._numbers)
-        body = encode_request(Request(number, max(0, round(timeout_s * 1000)), payload))
-        if len(body) >= options.max_frame_bytes:
+        # Looked at twice: what is far too large is not even encoded.
+        body = b""
+        if len(payload) < options.max_frame_bytes:
+            body = encode_request(Request(number, max(0, round(timeout_s * 1000)), payload))
+        if not body or len(body) >= options.max_frame_bytes:
             raise EntryTooLargeError(f"a request of {len(payload)} bytes does not fit a frame")
         pending = PendingRequest(self._context.loop.create_future())
         if not self._send_request(body, pending):
@@ -330,9 +339,6 @@ class PeerLink:
 
         try:
             host, port = parse_address(self.member.address)
-        except ValueError as error:
-            raise OSError(str(error)) from error
-        try:
             async with asyncio.timeout(context.options.connect_timeout_s):
                 _, connection = await context.loop.create_connection(
                     lambda: OutboundConnection(
@@ -343,9 +349,13 @@ class PeerLink:
                     **tls_arguments(context),
                 )
                 await welcomed
-        except BaseException:
+        except BaseException as error:
             if connection is not None:
                 connection.abort()
+            # UnicodeError, of a host that cannot be encoded, is a ValueError. But so are some
+            # errors of TLS.
+            if isinstance(error, ValueError) and not isinstance(error, OSError):
+                raise ConnectionError(str(error)) from error
             raise
         finally:
             if not welcomed.cancel() and not welcomed.cancelled():

@@ -20,9 +20,10 @@ from raftcore.transport.handshake import (
     RefusalCode,
 )
 from raftcore.transport.inbound import InboundConnection
-from raftcore.transport.listener import TlsListener, listening_sockets
+from raftcore.transport.listener import TlsListener, listen_error, listening_sockets
 from raftcore.transport.options import TransportOptions, TransportStats
 from raftcore.transport.outbound import PeerLink
+from raftcore.transport.strangers import Strangers
 from raftcore.transport.tls import TlsContexts, TlsOptions, check_plain_allowed
 
 
@@ -30,8 +31,10 @@ class TcpTransport:
     """Implements :class:`~raftcore.transport.base.Transport` over TCP.
 
     Our messages to a peer go over the connection that we dialled, its messages to us over the one
-    that it dialled; a guest has only the latter. What is sent while no connection stands, or when
-    the peer's queue is full, is dropped and counted.
+    that it dialled. A guest has only the latter, as has a peer that is not where our configuration
+    says: it moved while we were behind, and only with our answers can it bring us up to date. Then
+    our messages go back over the connection that it dialled. What is sent while no connection
+    stands, or when the peer's queue is full, is dropped and counted.
 
     Args:
         identity: who we are; what the data directory says.
@@ -82,7 +85,9 @@ class TcpTransport:
         self._links: dict[NodeId, PeerLink] = {}
         self._retiring: set[PeerLink] = set()
         self._inbound: dict[NodeId, InboundConnection] = {}
-        self._strangers: set[FramedConnection] = set()
+        self._strangers = Strangers(
+            self._options.max_handshakes, self._options.max_handshakes_per_host
+        )
         self._server: asyncio.Server | TlsListener | None = None
         self._context: Context | None = None
         self._closed = False
@@ -104,7 +109,7 @@ class TcpTransport:
         """Listen, and begin to connect and to deliver.
 
         Raises:
-            OSError: the address cannot be listened on.
+            ListenError: the address cannot be listened on.
         """
         assert self._context is None, "a transport starts once"
         loop = asyncio.get_running_loop()
@@ -117,7 +122,10 @@ class TcpTransport:
             loop=loop,
             tls=self._tls,
         )
-        self._server = await self._make_server(context)
+        try:
+            self._server = await self._make_server(context)
+        except OSError as error:
+            raise listen_error(*self._listen, error) from error
         # From here on close() finds what there is to close, also when we are cancelled just now.
         self._context = context
         await self._server.start_serving()
@@ -167,10 +175,13 @@ class TcpTransport:
     def send(self, to: NodeId, message: Message) -> None:
         """Queue a message; it is dropped when the peer cannot be reached or its queue is full."""
         link = self._link(to)
-        if link is not None and link.reachable:
+        if link is not None and link.connected:
             taken = link.send_message(message)
-        elif link is None and (guest := self._guest(to)) is not None:
-            taken = guest.send_message(message)
+        elif (back := self._way_back(to)) is not None:
+            taken = back.send_message(message)
+            back.carries = True
+        elif link is not None and link.reachable:
+            taken = link.send_message(message)
         else:
             self.stats.dropped_disconnected += 1
             return
@@ -245,9 +256,10 @@ class TcpTransport:
             raise ValueError("a node does not send to itself")
         return self._links.get(to)
 
-    def _guest(self, node_id: NodeId) -> InboundConnection | None:
+    def _way_back(self, node_id: NodeId) -> InboundConnection | None:
+        """The connection that the node dialled, if it takes our messages there."""
         connection = self._inbound.get(node_id)
-        return connection if connection and connection.standing is Standing.GUEST else None
+        return connection if connection and connection.version >= 2 else None
 
     def _guests(self) -> list[InboundConnection]:
         return [c for c in self._inbound.values() if c.standing is Standing.GUEST]
@@ -270,32 +282,35 @@ class TcpTransport:
         def make() -> InboundConnection:
             return InboundConnection(context, self._on_opened, self._on_welcomed, self._on_closed)
 
-        def make_if_room() -> InboundConnection | None:
+        def make_if_open(host: str) -> InboundConnection | None:
+            if self._closed:
+                return None
             connection = make()
-            return connection if self._has_room(connection) else None
+            self._make_room(connection, host)
+            return connection
 
         if self._tls is None:
             return await context.loop.create_server(
                 make, host, port, reuse_address=True, start_serving=False
             )
         sockets = await listening_sockets(context.loop, host, port)
-        return TlsListener(context, sockets, make_if_room, self._strangers.discard)
+        return TlsListener(context, sockets, make_if_open, self._strangers.discard)
 
-    def _has_room(self, stranger: FramedConnection) -> bool:
-        """Whether there is room for one more stranger; counted, if so."""
-        if self._closed:
-            return False
-        if stranger in self._strangers:  # since its TLS handshake began
-            return True
-        if len(self._strangers) >= self._options.max_handshakes:
-            self.stats.refused[RefusalCode.TOO_MANY] += 1
-            return False
-        self._strangers.add(stranger)
-        return True
+    def _make_room(self, stranger: FramedConnection, host: str) -> None:
+        """Count one more stranger; if there are too many, the oldest loses its place."""
+        dropped = self._strangers.add(stranger, host)
+        if dropped is None:
+            return
+        self.stats.refused[RefusalCode.TOO_MANY] += 1
+        dropped.abort()
+        if isinstance(self._server, TlsListener):
+            self._server.drop(dropped)
 
     def _on_opened(self, connection: InboundConnection) -> None:
-        if not self._has_room(connection):
+        if self._closed:
             connection.abort()
+        elif connection not in self._strangers:  # it is since its TLS handshake began
+            self._make_room(connection, connection.host)
 
     def _on_welcomed(self, connection: InboundConnection) -> None:
         assert connection.peer is not None
@@ -321,6 +336,10 @@ class TcpTransport:
         if peer is None or self._inbound.get(peer) is not connection:
             return
         del self._inbound[peer]
-        if connection.standing is Standing.GUEST and not self._closed:
+        if self._closed:
+            return
+        link = self._links.get(peer)
+        dialled = link is not None and link.connected
+        if connection.standing is Standing.GUEST or (connection.carries and not dialled):
             assert self._context is not None
             self._context.receiver.on_peer_lost(peer)

@@ -331,6 +331,17 @@ async def test_release_0_1_knows_no_joining(town: Town) -> None:
     assert await town.find(old, new) == CLUSTER_ID
 
 
+async def test_a_host_that_only_the_dialling_finds_unusable_is_a_problem_to_report(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftcore.transport.exchange.parse_address", lambda _: ("a..b", 7000))
+    task = asyncio.ensure_future(town.find("h:1"))
+    assert "can not be dialled" in await town.told.get()
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_its_own_address_is_not_asked(town: Town) -> None:
     address = await town.member("a")
     task = asyncio.ensure_future(town.find(address, me=replace(ME, address=address)))
@@ -341,7 +352,12 @@ async def test_its_own_address_is_not_asked(town: Town) -> None:
 
 @pytest.mark.parametrize(
     ("targets", "me"),
-    [((), ME), (("nonsense",), ME), (("h:1",), replace(ME, address="nonsense"))],
+    [
+        ((), ME),
+        (("nonsense",), ME),
+        (("a..b:1",), ME),
+        (("h:1",), replace(ME, address="nonsense")),
+    ],
 )
 async def test_unusable_addresses_are_refused(targets: tuple[str, ...], me: Member) -> None:
     with pytest.raises(BootstrapError):

@@ -16,7 +16,13 @@ import pytest
 from raftcore.errors import FormatTooNewError, LogCorruptError, RefusedError, StorageError
 from raftcore.storage.closed import ClosedDirectory
 from raftcore.storage.records import seal, unseal
-from raftcore.tools.archive import Archived, backup, backup_running, restore
+from raftcore.tools.archive import (
+    MAX_MANIFEST_BYTES,
+    Archived,
+    backup,
+    backup_running,
+    restore,
+)
 from raftcore.tools.rebuilding import NewMember
 from raftcore.tools.verification import verify
 
@@ -217,6 +223,32 @@ def test_an_archive_cut_short_anywhere_is_refused(source: Directories) -> None:
         with pytest.raises(StorageError):
             restore(made.path, source.path("new"))
     assert not source.path("new").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"x" * 5000, b"\0" * 10240, None])
+def test_what_is_no_archive_is_called_that(source: Directories, content: bytes | None) -> None:
+    """None: a tar of something else."""
+    path = source.path("b.tar")
+    if content is None:
+        with tarfile.open(path, "w") as tar:
+            tar.addfile(tarfile.TarInfo("holiday.jpg"))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(LogCorruptError, match=r"b\.tar is not a raftcore archive"):
+        restore(path, source.path("new"))
+    assert not source.path("new").exists()
+    assert leftovers(source.root) == []
+
+
+def test_a_manifest_that_is_too_large_is_not_read(source: Directories) -> None:
+    made = archived(source)
+
+    def grow(parts: list[Any]) -> None:
+        parts[0] = (parts[0][0], b" " * (MAX_MANIFEST_BYTES + 1))
+
+    rewrite(made.path, grow)
+    with pytest.raises(LogCorruptError, match="too many"):
+        restore(made.path, source.path("new"))
 
 
 def rewrite(path: Path, edit: Callable[[list[tuple[tarfile.TarInfo, bytes]]], None]) -> None:

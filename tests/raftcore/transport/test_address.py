@@ -13,6 +13,10 @@ from raftcore.transport.address import parse_address
         ("127.0.0.1:7000", ("127.0.0.1", 7000)),
         ("node1.example:65535", ("node1.example", 65535)),
         ("[::1]:7000", ("::1", 7000)),
+        ("[fe80::1%eth0]:7000", ("fe80::1%eth0", 7000)),
+        ("node1.example.:7000", ("node1.example.", 7000)),
+        ("knöten.example:7000", ("knöten.example", 7000)),
+        ("x" * 63 + ":7000", ("x" * 63, 7000)),
     ],
 )
 def test_addresses_are_parsed(text: str, parsed: tuple[str, int]) -> None:
@@ -27,3 +31,12 @@ def test_addresses_are_parsed(text: str, parsed: tuple[str, int]) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"port|brackets"):
         parse_address(text)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["a..b", ".", ".a", "x" * 64, "a\0b", "a\nb", "a b", "\u200b", "\ud800", "[a\0b]", "[a..b]"],
+)
+def test_a_host_that_no_resolver_takes_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match=r"visible|resolver"):
+        parse_address(f"{host}:7000")

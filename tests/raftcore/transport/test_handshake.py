@@ -32,6 +32,7 @@ from raftcore.transport.handshake import (
     encode_refusal,
 )
 from raftcore.transport.options import TransportOptions
+from raftcore.transport.strangers import Strangers
 from raftcore.transport.wire import WireError, encode_message
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
@@ -311,13 +312,37 @@ async def test_strangers_are_bounded_in_number(
     transport = await cluster.start("a")
     waiting = [await dial(transport.port) for _ in range(2)]
     await eventually(lambda: len(transport._strangers) == 2)
-    third = await dial(transport.port)
-    assert await third.hear_all() == b""
+    await dial(transport.port)  # takes the place of the oldest
+    assert await waiting[0].hear_all() == b""
     assert transport.stats.refused == {RefusalCode.TOO_MANY: 1}
-    await waiting[0].close()
-    await eventually(lambda: len(transport._strangers) == 1)
-    await cluster.start("b")  # there is room again, also for a member
+    assert len(transport._strangers) == 2
+
+
+async def test_strangers_that_stay_silent_do_not_keep_a_member_out(
+    make_cluster: Any, dial: Any, eventually: Eventually
+) -> None:
+    cluster = make_cluster("a", "b", max_handshakes=4)
+    transport = await cluster.start("a")
+    for _ in range(4):
+        await dial(transport.port)
+    await eventually(lambda: len(transport._strangers) == 4)
+    await cluster.start("b")
     await eventually(lambda: cluster.transports["b"].connected() == {"a"})
+    assert transport.stats.refused == {RefusalCode.TOO_MANY: 1}
+
+
+def test_one_host_takes_places_of_its_own_strangers_and_not_of_others() -> None:
+    strangers: Any = Strangers(4, 2)
+    assert [strangers.add(name, name[0]) for name in ("a1", "b1", "b2")] == [None] * 3
+    assert strangers.add("b3", "b") == "b1"
+    assert strangers.add("b4", "b") == "b2"
+    assert "a1" in strangers
+    assert strangers.add("c1", "c") is None
+    assert strangers.add("d1", "d") == "a1"  # full: the oldest of all
+    strangers.discard("b3")
+    strangers.discard("b3")
+    assert strangers.add("b5", "b") is None
+    assert len(strangers) == 4
 
 
 async def test_a_member_that_dials_again_replaces_its_older_connection(
