@@ -326,7 +326,8 @@ class DataDirectory:
         self.files.write_atomically(self.path / "IDENTITY", identity_record(identity))
 
     def _write_marker(self, identity: Identity, members: Sequence[str]) -> None:
-        """Best effort by nature: the parent may belong to somebody else (a mount point)."""
+        """Best effort by nature: the parent may belong to somebody else, be another file system
+        (a mount point), be read-only, or be full. Nothing of this directory depends on it."""
         body = stamp(
             {
                 "cluster_id": identity.cluster_id,
@@ -336,8 +337,10 @@ class DataDirectory:
         )
         try:
             self.files.write_atomically(self.marker_path, seal(body))
-        except PermissionError as error:
+        except OSError as error:
             _log.warning("no marker beside %s: %s", self.path, error)
+            with contextlib.suppress(OSError):  # what is left of the attempt, if anything
+                self.marker_path.with_name(self.marker_path.name + ".tmp").unlink()
 
     def _remove_founding(self) -> None:
         self.files.remove(self.path / "FOUNDING")

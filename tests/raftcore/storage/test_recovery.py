@@ -16,8 +16,14 @@ import lmdb.verify
 import pytest
 
 from raftcore.core.types import Entry, EntryType, HardState
-from raftcore.errors import ExitCode, FormatTooNewError, LogCorruptError, TruncatedFileError
-from raftcore.storage import environment, recovery
+from raftcore.errors import (
+    ExitCode,
+    FormatTooNewError,
+    LogCorruptError,
+    StorageError,
+    TruncatedFileError,
+)
+from raftcore.storage import environment, opening, recovery
 from raftcore.storage.base import Write
 from raftcore.storage.plan import Link, stored_value
 from raftcore.testing.storage_model import command, commands
@@ -216,6 +222,48 @@ def test_structure_is_verified_after_an_unclean_stop_only(
     (path / "log" / "CLEAN").write_bytes(b"nonsense")
     place.again("node")
     assert len(looked) == 2
+
+
+def test_a_start_that_dies_of_a_page_that_rotted_is_followed_by_one_that_looks(
+    place: Any, monkeypatch: pytest.MonkeyPatch, crash: type[BaseException]
+) -> None:
+    """Size and time of the file say that nobody touched it, so the first start maps it."""
+    path = place.close(place.filled("node"))
+
+    def die(*_: Any, **__: Any) -> None:
+        raise crash("SIGBUS")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opening.Environment, "open", die)
+        with pytest.raises(crash):
+            place.again("node")
+    looked: list[Path] = []
+    monkeypatch.setattr(recovery, "_verify_structure", looked.append)
+    place.again("node")
+    assert looked == [path / "log"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (lmdb.Error("mdb_cursor_get: Invalid argument"), LogCorruptError),
+        (lmdb.BadTxnError("mdb_get"), LogCorruptError),
+        (lmdb.DiskError("mdb_txn_begin: No space left on device"), StorageError),
+        (lmdb.ReadersFullError("mdb_txn_begin"), StorageError),
+    ],
+)
+def test_what_lmdb_says_of_the_content_is_damage_and_what_it_says_of_the_system_is_not(
+    place: Any, monkeypatch: pytest.MonkeyPatch, said: lmdb.Error, kind: type[Exception]
+) -> None:
+    place.close(place.filled("node"))
+
+    def fail(*_: Any) -> None:
+        raise said
+
+    monkeypatch.setattr(opening, "verify_entries", fail)
+    with pytest.raises(StorageError) as caught:
+        place.again("node")
+    assert type(caught.value) is kind
 
 
 def test_a_file_put_in_place_of_the_one_left_clean_is_verified(

@@ -306,6 +306,15 @@ def test_without_the_clusters_id_nothing_is_made(three: Directories) -> None:
     assert not three.path("new").exists()
 
 
+def test_nothing_is_made_in_a_survivor(three: Directories) -> None:
+    before = three.fingerprint("n3")
+    with plan_recovery([three.path("n3")]) as recovery:
+        for into in (three.path("n3"), three.path("n3") / "new"):
+            with pytest.raises(RefusedError, match="never changed"):
+                recovery.execute(into, confirm=recovery.plan.cluster_id)
+    assert three.fingerprint("n3") == before
+
+
 def test_a_quorum_is_not_recovered_unless_that_is_said_too(three: Directories) -> None:
     with plan_recovery([three.path("n1"), three.path("n3")]) as recovery:
         confirm = recovery.plan.cluster_id
