@@ -42,6 +42,13 @@ _BACKOFF_MAX_S = 5.0
 _DECISION_TIMEOUT_S = 15.0
 #: Addresses tried: those that were given, and the newest of those that were learnt.
 _MAX_LEARNT = 16
+#: How often a round goes to whoever is said to lead: more often, and one target that always names
+#: another would keep us from the rest.
+_MAX_HINTS = 2
+#: Refusals that say nothing about what our cluster thinks of us: no member of it spoke.
+_OF_STRANGERS = frozenset(
+    (RefusalCode.CLUSTER_ID, RefusalCode.FORMING, RefusalCode.WRONG_NODE, RefusalCode.CERTIFICATE)
+)
 
 Tell = Callable[[str], None]
 
@@ -64,6 +71,9 @@ async def find_cluster(
         on_progress: told after every round that failed, in words for an operator.
         rng: draws the order and the jitter of the back-off; one of its own if not given.
         tls: certificates for mutual TLS.
+
+    A refusal for good ends the search only if the leader said so, or all members that answered in
+    one round: one that lags behind may not know what the others have changed.
 
     Raises:
         AlreadyBootstrappedError: the cluster has this node id with another incarnation.
@@ -126,6 +136,11 @@ class _Search:
         self._random = rng or random.Random()  # noqa: S311
         self._tls = None if tls is None else TlsContexts(tls)
         self._problems: dict[str, str] = {}
+        #: What was said for good in this round, by whom; who was said to lead; and whether a member
+        #: saw a way still.
+        self._verdicts: dict[str, BootstrapError] = {}
+        self._leaders: set[str] = set()
+        self._contested = False
         self._hello = Introduction(
             me.node_id,
             me.incarnation,
@@ -151,13 +166,21 @@ class _Search:
         )
 
     async def run(self, done: Callable[[Introduction], bool]) -> Introduction:
-        """Ask round after round; the first answer that is ``done``."""
+        """Ask round after round; the first answer that is ``done``.
+
+        Raises:
+            AlreadyBootstrappedError, RemovedError: the leader said so, or all who answered.
+        """
         rounds = 0
         while True:
             self._problems.clear()
+            self._verdicts.clear()
+            self._leaders.clear()
+            self._contested = False
             welcome = await self._round(done)
             if welcome is not None:
                 return welcome
+            self._end_if_final()
             self._report()
             ceiling = min(_BACKOFF_MAX_S, _BACKOFF_MIN_S * 2 ** min(rounds, 30))
             await asyncio.sleep(self._random.uniform(ceiling / 2, ceiling))
@@ -167,8 +190,12 @@ class _Search:
         """Ask everybody once, whoever is said to lead next; the answer that is done, or None."""
         waiting = list(self._given)
         self._random.shuffle(waiting)
-        waiting = self._learnt[::-1] + waiting
+        # First who was named last (it may lead), and the rest of what we were told after what the
+        # operator told us.
+        learnt = self._learnt[::-1]
+        waiting = learnt[:1] + waiting + learnt[1:]
         asked: set[str] = set()
+        hints = 0
         while waiting:
             address = waiting.pop(0)
             if address in asked or address == self._me.address:
@@ -177,13 +204,18 @@ class _Search:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     welcome = await exchange(address, self._hello, self._tls)
-                if self._fits(welcome, address) and done(welcome):
-                    return welcome
+                if self._fits(welcome, address):
+                    self._contested = True
+                    if done(welcome):
+                        return welcome
                 self._problems.setdefault(address, "it says that this node is no member yet")
             except HandshakeRefusedError as error:
                 self._refused(address, error)
-                if error.code == RefusalCode.NOT_LEADER and self._learn(error.subject):
-                    waiting.insert(0, error.subject)
+                if error.code == RefusalCode.NOT_LEADER and hints < _MAX_HINTS:
+                    hints += 1
+                    if self._learn(error.subject):
+                        self._leaders.add(error.subject)
+                        waiting.insert(0, error.subject)
             except (OSError, TimeoutError, WireError) as error:
                 self._problems[address] = str(error) or type(error).__name__
         return None
@@ -199,16 +231,26 @@ class _Search:
         return False
 
     def _refused(self, address: str, error: HandshakeRefusedError) -> None:
-        """Take in a refusal.
-
-        Raises:
-            AlreadyBootstrappedError, RemovedError: it will never be anything else.
-        """
-        if error.code in (RefusalCode.ALREADY_BOOTSTRAPPED, RefusalCode.INCARNATION):
-            raise AlreadyBootstrappedError(f"{address}: {error.detail}") from error
-        if error.code == RefusalCode.REMOVED:
-            raise RemovedError(f"{address}: {error.detail}") from error
+        """Take in a refusal."""
         self._problems[address] = f"{error.code}: {error.detail}"
+        if error.code in (RefusalCode.ALREADY_BOOTSTRAPPED, RefusalCode.INCARNATION):
+            self._verdicts[address] = AlreadyBootstrappedError(f"{address}: {error.detail}")
+        elif error.code == RefusalCode.REMOVED and self._is_about_us(error.subject):
+            self._verdicts[address] = RemovedError(f"{address}: {error.detail}")
+        elif error.code not in _OF_STRANGERS and error.code != RefusalCode.REMOVED:
+            self._contested = True
+
+    def _end_if_final(self) -> None:
+        """Raise what was said for good, unless whoever said it may be behind the others."""
+        for address, verdict in self._verdicts.items():
+            if not self._contested or address in self._leaders:
+                raise verdict
+
+    def _is_about_us(self, subject: str) -> bool:
+        """Whether ``subject`` says that it is this incarnation that was removed."""
+        cluster_id, _, incarnation = subject.rpartition("/")
+        wanted = self._hello.cluster_id
+        return incarnation == self._me.incarnation.hex() and wanted in ("", cluster_id)
 
     def _learn(self, address: str) -> bool:
         """Remember an address that a member named; whether it is one."""

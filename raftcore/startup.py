@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from raftcore.core import types
 from raftcore.core.membership import decode_configuration
@@ -29,6 +30,8 @@ from raftcore.transport.tcp import TcpTransport
 from raftcore.transport.tls import TlsOptions, check_own_certificate, check_plain_allowed
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,23 +136,51 @@ async def open_member(
         await _join(directory, join, security, on_progress)
     elif founded_now:
         await _found(directory, founders, listen, security, on_progress)
+    opened_here = storage is None
     if storage is None:
-        storage = await asyncio.to_thread(open_log, directory)
+        storage = await _opened(directory)
     identity, known = storage.identity, storage.configuration
-    transport = TcpTransport(
-        identity,
-        listen,
-        known,
-        founding=await asyncio.to_thread(founding_configuration, storage),
-        facts=replace(facts, runs=storage.runs),
-        options=options,
-        tls=tls,
-        allow_plain=allow_plain,
-    )
+    try:
+        transport = TcpTransport(
+            identity,
+            listen,
+            known,
+            founding=await _finished(asyncio.to_thread(founding_configuration, storage)),
+            facts=replace(facts, runs=storage.runs),
+            options=options,
+            tls=tls,
+            allow_plain=allow_plain,
+        )
+    except BaseException:
+        if opened_here:
+            storage.close()
+        raise
     outside = known.member(identity.node_id) is None
     return Member(
         identity, storage, transport, founded_now, joining=join if outside else None, tls=tls
     )
+
+
+async def _opened(directory: DataDirectory) -> LmdbLog:
+    """The directory's log. Cancelled meanwhile, it leaves no log open."""
+    opening = asyncio.ensure_future(asyncio.to_thread(open_log, directory))
+    try:
+        return await _finished(opening)
+    except asyncio.CancelledError:
+        if not opening.cancelled() and opening.exception() is None:
+            opening.result().close()
+        raise
+
+
+async def _finished(work: Awaitable[_T]) -> _T:
+    """What a thread works out. A cancellation waits for it: the thread uses the log, which whoever
+    cancels will close."""
+    running = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 @dataclass(frozen=True, slots=True)

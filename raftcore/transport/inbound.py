@@ -17,6 +17,7 @@ from raftcore.errors import (
     OutcomeUnknownError,
     OverloadedError,
     RefusedError,
+    RemovedError,
     UnknownPeerError,
 )
 from raftcore.transport.admission import Standing
@@ -32,6 +33,7 @@ from raftcore.transport.handshake import (
     decode_introduction,
     encode_introduction,
     encode_refusal,
+    removed_subject,
 )
 from raftcore.transport.queue import SendQueue
 from raftcore.transport.tls import check_certificate
@@ -187,7 +189,7 @@ class InboundConnection(FramedConnection):
             async with asyncio.timeout(context.options.join_timeout_s):
                 configuration = await context.receiver.on_join(joiner)
         except RefusedError as error:
-            self.refuse(_join_refusal(error, context.membership.configuration))
+            self.refuse(_join_refusal(error, joiner, context.membership.configuration))
         except TimeoutError:
             self.refuse(HandshakeRefusedError(RefusalCode.REFUSED, "not decided in time"))
         except Exception:  # noqa: BLE001 (logged with its traceback, and refused)
@@ -240,12 +242,18 @@ class InboundConnection(FramedConnection):
             self.send(self.frame(FrameKind.RESPONSE, body))
 
 
-def _join_refusal(error: RefusedError, configuration: Configuration) -> HandshakeRefusedError:
-    """What a joiner is told; where the leader is, if that is whom it has to ask."""
-    leader = None
+def _join_refusal(
+    error: RefusedError, joiner: Member, configuration: Configuration
+) -> HandshakeRefusedError:
+    """What a joiner is told; where the leader is, if that is whom it has to ask, and who was
+    removed, if it was."""
+    subject = ""
     if isinstance(error, NotLeaderError) and error.leader_id is not None:
         leader = configuration.member(error.leader_id)
-    return HandshakeRefusedError(error.code, str(error), leader.address if leader else "")
+        subject = leader.address if leader else ""
+    elif isinstance(error, RemovedError):
+        subject = removed_subject(configuration.cluster_id, joiner.incarnation)
+    return HandshakeRefusedError(error.code, str(error), subject)
 
 
 async def answer_request(receiver: Receiver, peer: NodeId, request: Request) -> Response:

@@ -30,6 +30,7 @@ from raftcore.transport.handshake import (
     Introduction,
     encode_introduction,
     encode_refusal,
+    removed_subject,
 )
 from raftcore.transport.options import TransportOptions
 from raftcore.transport.tcp import TcpTransport
@@ -221,6 +222,108 @@ async def test_members_that_were_not_named_are_asked_once_they_are_known(town: T
     assert "no member yet" in await town.told.get()
     assert (await task).member("d") == ME
     assert ("b", ME) in town.asked
+
+
+async def test_a_member_that_lags_behind_does_not_end_a_search_that_others_would_answer(
+    town: Town,
+) -> None:
+    current = await town.member("a")
+    lagging = await town.member("b")
+    town.transports["b"].configure(
+        replace(
+            town.configuration,
+            members=(*town.configuration.members, replace(ME, incarnation=b"w" * 16)),
+        ),
+        (),
+    )
+    for seed in range(8):  # whoever is asked first
+        rng = random.Random(seed)
+        assert await find_cluster(ME, (lagging, current), rng=rng) == CLUSTER_ID
+    with pytest.raises(AlreadyBootstrappedError):
+        await town.find(lagging)  # nobody says otherwise
+
+
+async def test_a_refusal_for_good_ends_the_search_only_when_no_member_sees_a_way_still(
+    town: Town,
+) -> None:
+    undecided = await town.member("a", town.refuse)
+    final = HandshakeRefusedError("already_bootstrapped", "remove it first")
+    lagging = await town.answer(encode_frame(FrameKind.REFUSE, encode_refusal(final)))
+    task = town.join(undecided, lagging)
+    told = await town.told.get()
+    assert "not today" in told
+    assert "remove it first" in told
+    assert not task.done()
+    town.put(ME)
+    await task
+
+
+async def test_what_the_leader_says_for_good_counts_although_a_follower_only_named_it(
+    town: Town,
+) -> None:
+    async def decide(joiner: Member) -> Configuration:
+        raise IncarnationError("remove it first")
+
+    leader = await town.member("a", decide)
+    follower = await town.member("b", town.only_a_leads)
+    with pytest.raises(AlreadyBootstrappedError):
+        await town.join(follower)
+    with pytest.raises(AlreadyBootstrappedError):
+        await town.join(leader, follower)
+
+
+@pytest.mark.parametrize("cluster_id", ["", CLUSTER_ID])
+@pytest.mark.parametrize(
+    "subject", ["", removed_subject(CLUSTER_ID, b"z" * 16), ME.incarnation.hex() + "/"]
+)
+async def test_the_removal_of_somebody_else_is_not_taken_for_ours(
+    town: Town, cluster_id: str, subject: str
+) -> None:
+    error = HandshakeRefusedError("removed", "somebody was removed", subject)
+    confused = await town.answer(encode_frame(FrameKind.REFUSE, encode_refusal(error)))
+    task: asyncio.Future[Any] = asyncio.ensure_future(
+        town.join(confused) if cluster_id else town.find(confused)
+    )
+    assert "somebody was removed" in await town.told.get()
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_removal_from_another_cluster_is_not_taken_for_one_from_ours(town: Town) -> None:
+    subject = removed_subject("another", ME.incarnation)
+    error = HandshakeRefusedError("removed", "it was removed", subject)
+    confused = await town.answer(encode_frame(FrameKind.REFUSE, encode_refusal(error)))
+    task = town.join(confused)
+    assert "it was removed" in await town.told.get()
+    assert not task.done()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_target_that_always_names_another_leader_does_not_keep_us_from_the_rest(
+    town: Town,
+) -> None:
+    asked: list[int] = []
+
+    async def evil(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 << 16)
+        asked.append(1)
+        elsewhere = f"127.0.1.{len(asked) % 250 + 1}:{port}"
+        error = HandshakeRefusedError("not_leader", "", elsewhere)
+        writer.write(encode_frame(FrameKind.REFUSE, encode_refusal(error)))
+        writer.close()
+
+    server = await asyncio.start_server(evil, "0.0.0.0", 0)
+    town.servers.append(server)
+    port = server.sockets[0].getsockname()[1]
+    good = await town.member("a")
+
+    class InOrder(random.Random):
+        def shuffle(self, x: Any) -> None: ...
+
+    assert await find_cluster(ME, (f"127.0.0.1:{port}", good), rng=InOrder(1)) == CLUSTER_ID
+    assert len(asked) == 3
 
 
 # -- what is in the way -----------------------------------------------------------------------

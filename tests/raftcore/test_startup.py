@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from raftcore import (
     Member,
     PlainTransportError,
     RemovedError,
+    TlsError,
+    TlsOptions,
     TransportOptions,
     open_member,
 )
@@ -229,3 +232,60 @@ async def test_an_opened_log_knows_its_configuration(directory: DataDirectory) -
     log = await asyncio.to_thread(open_log, directory)
     assert log.configuration.voters == ("d",)
     log.close()
+
+
+async def test_certificates_that_can_not_be_used_are_noticed_before_anything_is_made(
+    directory: DataDirectory,
+) -> None:
+    tls = TlsOptions("/nowhere.pem", "/nowhere.key", "/nowhere.ca")
+    with pytest.raises(TlsError):
+        await opened(directory, founders=[Founder("d", "127.0.0.1:9")], tls=tls)
+    assert directory.identity is None
+    assert not (directory.path / "FOUNDING").exists()
+    (await opened(directory, founders=[Founder("d", "127.0.0.1:9")])).storage.close()
+    with pytest.raises(TlsError):
+        await opened(directory, tls=tls)
+    assert (directory.path / "log" / "CLEAN").exists()  # no log was left open
+
+
+async def test_a_start_that_fails_closes_the_log_that_it_opened_and_no_other(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (await opened(directory, founders=[Founder("d", "127.0.0.1:9")])).storage.close()
+
+    def broken(*_: Any, **__: Any) -> TcpTransport:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr("raftcore.startup.TcpTransport", broken)
+    with pytest.raises(RuntimeError):
+        await opened(directory)
+    assert (directory.path / "log" / "CLEAN").exists()  # so it was closed
+    log = await asyncio.to_thread(open_log, directory)
+    with pytest.raises(RuntimeError):
+        await opened(directory, storage=log)
+    assert log.read(1, 1, 1)  # it is the caller's
+    log.close()
+
+
+async def test_a_start_that_is_cancelled_while_the_log_opens_leaves_it_closed(
+    directory: DataDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (await opened(directory, founders=[Founder("d", "127.0.0.1:9")])).storage.close()
+    opening, go_on = threading.Event(), threading.Event()
+
+    def slow(directory: DataDirectory) -> Any:
+        opening.set()
+        assert go_on.wait(PATIENCE_S)
+        return open_log(directory)
+
+    monkeypatch.setattr("raftcore.startup.open_log", slow)
+    task = asyncio.ensure_future(opened(directory))
+    await asyncio.to_thread(opening.wait, PATIENCE_S)
+    task.cancel()
+    await asyncio.wait({task}, timeout=0.05)
+    assert not task.done()  # the directory is in use, and is the caller's to close
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (directory.path / "log" / "CLEAN").exists()
+    (await asyncio.to_thread(open_log, directory)).close()
