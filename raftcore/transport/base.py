@@ -66,12 +66,13 @@ class Transport(Protocol):
         ...
 
     async def request(self, to: NodeId, payload: bytes, timeout_s: float) -> bytes:
-        """Ask a member's application and await its answer.
+        """Ask a member's application and await its answer, for some weeks at most.
 
         Raises:
             UnknownPeerError: nothing was sent.
             OutcomeUnknownError: it was sent (or may have been) and no answer came.
-            RefusedError: the peer's application refused before doing anything.
+            RefusedError: the peer's application refused before doing anything, or the timeout is
+                not a number.
         """
         ...
 

@@ -25,6 +25,7 @@ from raftcore.transport.wire import (
     MessageEncoder,
     Request,
     Response,
+    bounded_timeout_s,
     decode_message,
     decode_request,
     decode_response,
@@ -223,7 +224,8 @@ class MemoryTransport:
             or not self._network.can_reach(self.node_id, to)
         ):
             raise UnknownPeerError(f"{to} cannot be reached")
-        body = encode_request(Request(0, max(0, round(timeout_s * 1000)), payload))
+        timeout_s = bounded_timeout_s(timeout_s)
+        body = encode_request(Request(0, round(timeout_s * 1000), payload))
         task = asyncio.get_running_loop().create_task(target.answer(self.node_id, body))
         target.track(task)
         # wait() leaves the peer's work alone when the asker gives up, as a network would.

@@ -40,6 +40,7 @@ from raftcore.transport.wire import (
     Request,
     Response,
     ResponseStatus,
+    bounded_timeout_s,
     decode_response,
     encode_request,
 )
@@ -240,8 +241,9 @@ class PeerLink:
             raise UnknownPeerError(f"{peer} cannot be reached")
         if len(self._pending) >= options.max_requests:
             raise OverloadedError(f"{options.max_requests} requests to {peer} are unanswered")
+        timeout_s = bounded_timeout_s(timeout_s)
         number = next(self._numbers)
-        body = encode_request(Request(number, max(0, round(timeout_s * 1000)), payload))
+        body = encode_request(Request(number, round(timeout_s * 1000), payload))
         if len(body) >= options.max_frame_bytes:
             raise EntryTooLargeError(f"a request of {len(payload)} bytes does not fit a frame")
         pending = PendingRequest(self._context.loop.create_future())

@@ -12,6 +12,7 @@ log and its hash chain.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from raftcore.core.messages import (
 )
 from raftcore.core.types import Entry, NodeId, SnapshotMeta
 from raftcore.encoding import EncodingError, decode_entry, encode_entry
+from raftcore.errors import RefusedError
 from raftcore.transport.checks import (
     MAX_COUNTER,
     MAX_NODE_ID_BYTES,
@@ -407,6 +409,17 @@ class Response:
 _MAX_CODE_BYTES = 128
 _MAX_DETAIL_BYTES = 4096
 _MAX_TIMEOUT_MS = 2**31
+
+
+def bounded_timeout_s(timeout_s: float) -> float:
+    """A timeout as it fits a request: from nothing to some weeks.
+
+    Raises:
+        RefusedError: it is not a number.
+    """
+    if math.isnan(timeout_s):
+        raise RefusedError("the timeout of a request is not a number")
+    return min(max(timeout_s, 0.0), _MAX_TIMEOUT_MS / 1000)
 
 
 def encode_request(request: Request) -> bytes:

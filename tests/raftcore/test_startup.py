@@ -231,6 +231,11 @@ async def test_certificates_that_can_not_be_used_are_noticed_before_anything_is_
     with pytest.raises(TlsError):
         await opened(directory, founders=[Founder("d", "127.0.0.1:9")], tls=tls)
     assert directory.identity is None
+    assert not (directory.path / "FOUNDING").exists()
+    (await opened(directory, founders=[Founder("d", "127.0.0.1:9")])).storage.close()
+    with pytest.raises(TlsError):
+        await opened(directory, tls=tls)
+    assert (directory.path / "log" / "CLEAN").exists()  # no log was left open
 
 
 async def test_a_start_that_fails_closes_the_log_that_it_opened_and_no_other(
@@ -267,6 +272,8 @@ async def test_a_start_that_is_cancelled_while_the_log_opens_leaves_it_closed(
     task = asyncio.ensure_future(opened(directory))
     await asyncio.to_thread(opening.wait, PATIENCE_S)
     task.cancel()
+    await asyncio.wait({task}, timeout=0.05)
+    assert not task.done()  # the directory is in use, and is the caller's to close
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -11,7 +11,12 @@ import pytest
 
 from raftcore.core.messages import Health, Heartbeat, HeartbeatReply
 from raftcore.core.types import Configuration, Member
-from raftcore.errors import NotLeaderError, OutcomeUnknownError, UnknownPeerError
+from raftcore.errors import (
+    NotLeaderError,
+    OutcomeUnknownError,
+    RefusedError,
+    UnknownPeerError,
+)
 from raftcore.transport.memory import MemoryNetwork, MemoryTransport
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
@@ -288,3 +293,15 @@ async def test_a_node_of_version_1_hears_nothing_of_version_2_and_is_no_guest(
     net.transports["b"].send("a", beat(1, "b"))
     await settle()
     assert net.receivers["a"].messages == []
+
+
+async def test_any_timeout_but_not_a_number_may_be_asked_with(net: Net) -> None:
+    async def answer(sender: str, payload: bytes) -> bytes:
+        return payload
+
+    net.receivers["a"].answer = answer
+    asker = net.transports["b"]
+    for timeout_s in (30 * 86400.0, float("inf")):
+        assert await asker.request("a", b"?", timeout_s) == b"?"
+    with pytest.raises(RefusedError, match="not a number"):
+        await asker.request("a", b"?", float("nan"))

@@ -586,6 +586,29 @@ async def _echo(sender: str, payload: bytes) -> bytes:
     return payload
 
 
+@pytest.mark.parametrize("timeout_s", [30 * 86400.0, float("inf")])
+async def test_a_request_may_wait_longer_than_a_frame_can_say(
+    make_cluster: MakeCluster, timeout_s: float
+) -> None:
+    cluster = make_cluster("a", "b")
+    await cluster.start_all()
+
+    async def answer(sender: str, payload: bytes) -> bytes:
+        return payload
+
+    cluster.receivers["b"].answer = answer
+    assert await cluster.transports["a"].request("b", b"x", timeout_s) == b"x"
+    assert cluster.transports["b"].stats.bad_frames == 0
+
+
+async def test_a_timeout_that_is_not_a_number_is_refused(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster("a", "b")
+    await cluster.start_all()
+    with pytest.raises(RefusedError, match="not a number"):
+        await cluster.transports["a"].request("b", b"x", float("nan"))
+    assert cluster.transports["b"].stats.requests_in == 0
+
+
 async def test_a_connection_lost_after_sending_leaves_the_outcome_unknown(
     make_cluster: MakeCluster, eventually: Eventually, port: int
 ) -> None:
