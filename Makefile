@@ -67,6 +67,7 @@ format: $(VENV)/.installed-dev ## format in place
 
 examples: $(VENV)/.installed-dev ## run every example as a user would
 	@$(BIN)/python examples/counter.py
+	@$(BIN)/python examples/members.py
 	@$(BIN)/python examples/kv_store.py
 	@$(BIN)/python examples/real_documents.py
 

@@ -56,6 +56,7 @@ from raftcore.startup import open_member
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.lmdb_log import LmdbLog
 from raftcore.trace import Kind, TraceEvent
+from raftcore.transport.handshake import Facts
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,8 @@ class Guardian:
         try:
             await self._start()
         except BaseException:
+            if not self._failed.cancel():  # what ends the start is what is told
+                self._failed.exception()
             await self.stop()
             raise
 
@@ -160,6 +163,7 @@ class Guardian:
             on_progress=self._on_progress,
             tls=tls_of(settings),
             allow_plain=settings.raft_plain == "on",
+            facts=Facts(election_timeout_ms=settings.election_timeout_ms),
         )
         machine = await asyncio.to_thread(
             GuardianMachine.open,
@@ -174,13 +178,15 @@ class Guardian:
         self._refresh_tokens = PostgresRefreshTokens(self._database)
         self.node = self._build_node(member, machine)
         self._machine = machine
+        self.node.on_event(self._on_event)  # before the start, which may find that it was removed
         await self.node.start()
         self._cleanup.push_async_callback(self.node.stop)
+        if self.node.removed is not None:
+            raise RemovedError(self.node.removed)
         self._log.attach(self.node)
         self._members.attach(self.node)
         if member.joining is not None:
             self._background(lambda: self._become_member(member))
-        self.node.on_event(self._on_event)
         self._hook(machine, member.identity.cluster_id)
         await self._database.open()
         self._cleanup.push_async_callback(self._database.close)
@@ -350,7 +356,7 @@ class Guardian:
     def _on_event(self, event: TraceEvent) -> None:
         """A node that was removed has nothing left to do; whoever waits for an answer gets it."""
         if event.kind is Kind.REMOVED and self._failed is not None and not self._failed.done():
-            self._failed.set_exception(RemovedError(f"this node was removed: {self.node.removed}"))
+            self._failed.set_exception(RemovedError(self.node.removed or "from the cluster"))
 
     def _lead(self) -> None:
         """Project and reconcile for as long as this node leads; both end by themselves."""

@@ -10,21 +10,27 @@ from guardian.adapters.raft.members import HTTP_ATTRIBUTE
 from guardian.settings import Settings, SettingsError, check_shared
 from raftcore import Founder
 from raftcore.core.types import Configuration
+from raftcore.errors import PlainTransportError
 from raftcore.startup import Join, check_may_found
 from raftcore.storage.directory import DataDirectory
-from raftcore.transport.tls import TlsOptions
+from raftcore.transport.tls import TlsOptions, check_plain_allowed
 
 logger = logging.getLogger(__name__)
 
 
 def check_may_start(settings: Settings, directory: DataDirectory) -> None:
-    """Whether this start may make a member of an empty directory; asked before PostgreSQL is
-    started or anything else is made.
+    """Whether this start may listen for the others, and make a member of an empty directory; asked
+    before PostgreSQL is started or anything else is made.
 
     Raises:
-        SettingsError: others could not find this node.
+        SettingsError: strangers could connect, or others could not find this node.
         BootstrapError: see :func:`raftcore.startup.check_may_found`.
     """
+    if tls_of(settings) is None and settings.raft_plain != "on":
+        try:
+            check_plain_allowed(settings.raft.host)
+        except PlainTransportError as error:
+            raise SettingsError("GUARDIAN_RAFT_PLAIN", f"is off, and {error}") from error
     if directory.identity is None:
         if settings.join:
             if settings.raft.port == 0 and settings.raft_advertise is None:

@@ -36,6 +36,12 @@ class RefusedError(RaftcoreError):
     code = "refused"
 
 
+class InvalidArgumentError(RefusedError):
+    """The caller gave what this call does not take: a value of another type, or out of bounds."""
+
+    code = "invalid_argument"
+
+
 class NotLeaderError(RefusedError):
     """This node does not lead. ``leader_id`` is a hint, or None when no leader is known."""
 
@@ -248,6 +254,20 @@ class TlsError(RaftcoreError):
 
     code = "E_TLS"
     exit_code = ExitCode.CONFIG
+
+
+class ListenError(RaftcoreError, OSError):
+    """Peers can not be listened to: the address is taken, or not one of this machine."""
+
+    code = "E_LISTEN"
+    exit_code = ExitCode.CONFIG
+
+
+class StateMachineError(RaftcoreError):
+    """The state machine broke its contract: the node stops."""
+
+    code = "E_STATE_MACHINE"
+    exit_code = ExitCode.INVARIANT
 
 
 class PlainTransportError(TlsError):

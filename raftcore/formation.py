@@ -41,8 +41,15 @@ from raftcore.core.types import (
     NodeId,
 )
 from raftcore.errors import AlreadyBootstrappedError, BootstrapError
+from raftcore.naming import check_node_id
 from raftcore.transport.address import parse_address
-from raftcore.transport.checks import WireError, check_configuration
+from raftcore.transport.checks import (
+    MAX_ADDRESS_BYTES,
+    WireError,
+    check_attributes,
+    check_configuration,
+    check_text,
+)
 from raftcore.transport.exchange import EXCHANGE_TIMEOUT_S, closing, exchange, read_frame
 from raftcore.transport.framing import Frame, FrameKind, encode_frame
 from raftcore.transport.handshake import (
@@ -56,6 +63,7 @@ from raftcore.transport.handshake import (
     encode_introduction,
     encode_refusal,
 )
+from raftcore.transport.listener import listen_error
 from raftcore.transport.tls import (
     TlsContexts,
     TlsOptions,
@@ -156,7 +164,7 @@ async def form_cluster(
         TlsError: no TLS and not allowed without, or the certificates can not be used.
         AlreadyBootstrappedError: the founders run a cluster that does not have this incarnation.
         BootstrapError: the list is unusable, or another founder was given a different one.
-        OSError: ``listen`` cannot be listened on.
+        ListenError: ``listen`` cannot be listened on.
     """
     ordered = _check_founders(node_id, founders)
     level = feature_level if max_protocol_version >= 2 else FIRST_FEATURE_LEVEL
@@ -182,6 +190,8 @@ async def form_cluster(
 
 
 def _check_founders(node_id: NodeId, founders: Sequence[Founder]) -> tuple[Founder, ...]:
+    for founder in founders:
+        _check_founder(founder)
     ordered = tuple(sorted(founders, key=lambda f: f.node_id))
     ids = [f.node_id for f in ordered]
     if node_id not in ids:
@@ -190,12 +200,17 @@ def _check_founders(node_id: NodeId, founders: Sequence[Founder]) -> tuple[Found
         raise BootstrapError("a node id is listed twice among the founders")
     if len({f.address for f in ordered}) != len(ordered):
         raise BootstrapError("an address is listed twice among the founders")
-    for founder in ordered:
-        try:
-            parse_address(founder.address)
-        except ValueError as error:
-            raise BootstrapError(f"founder {founder.node_id}: {error}") from error
     return ordered
+
+
+def _check_founder(founder: Founder) -> None:
+    try:
+        check_node_id(founder.node_id)
+        check_text(founder.address, MAX_ADDRESS_BYTES)
+        check_attributes(founder.attributes)
+        parse_address(founder.address)
+    except (ValueError, WireError) as error:
+        raise BootstrapError(f"founder {founder.node_id!s:.80}: {error}") from error
 
 
 def describe_difference(ours: Sequence[Founder], theirs: Sequence[Founder]) -> str:
@@ -323,14 +338,17 @@ class _Formation:
         loop = asyncio.get_running_loop()
         # Not serving yet: cancelled in here, nothing must be left listening.
         host, port = listen
-        server = await asyncio.start_server(
-            self._accept,
-            host,
-            port,
-            reuse_address=True,
-            start_serving=False,
-            ssl=None if self._tls is None else self._tls.server,
-        )
+        try:
+            server = await asyncio.start_server(
+                self._accept,
+                host,
+                port,
+                reuse_address=True,
+                start_serving=False,
+                ssl=None if self._tls is None else self._tls.server,
+            )
+        except OSError as error:
+            raise listen_error(host, port, error) from error
         result: asyncio.Future[Configuration] = loop.create_future()
         tasks = {loop.create_task(self._call_again_and_again(f)) for f in self._others}
         tasks.add(loop.create_task(self._report()))

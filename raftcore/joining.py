@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 
 from raftcore.core.types import Configuration, Member
 from raftcore.errors import AlreadyBootstrappedError, BootstrapError, RemovedError
+from raftcore.naming import check_node_id
 from raftcore.transport.address import parse_address
-from raftcore.transport.checks import WireError, check_configuration
+from raftcore.transport.checks import WireError, check_configuration, check_member
 from raftcore.transport.exchange import EXCHANGE_TIMEOUT_S, exchange
 from raftcore.transport.handshake import (
     Facts,
@@ -120,11 +121,13 @@ class _Search:
     ) -> None:
         if not targets:
             raise BootstrapError("nobody is named who could be asked to join")
-        for address in (me.address, *targets):
-            try:
+        try:
+            check_node_id(me.node_id)
+            check_member(me)
+            for address in (me.address, *targets):
                 parse_address(address)
-            except ValueError as error:
-                raise BootstrapError(str(error)) from error
+        except (ValueError, WireError) as error:
+            raise BootstrapError(str(error)) from error
         self._me = me
         self._given = list(dict.fromkeys(targets))
         self._learnt: list[str] = []

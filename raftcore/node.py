@@ -15,6 +15,8 @@ from raftcore.core.config import CoreConfig
 from raftcore.core.messages import AppendRequest, Heartbeat, Message
 from raftcore.core.types import Configuration, Lease, Member, NodeId
 from raftcore.errors import (
+    IdentityError,
+    InvalidArgumentError,
     NotLeaderError,
     OutcomeUnknownError,
     RaftcoreError,
@@ -28,6 +30,7 @@ from raftcore.runtime.members import (
     CHANGE_TIMEOUT_S,
     Changed,
     MemberCommands,
+    check_lease,
     check_outcome,
     complete,
     wanted_members,
@@ -36,6 +39,7 @@ from raftcore.runtime.observer import EventCallback, Observer
 from raftcore.runtime.operations import Operations
 from raftcore.runtime.options import NodeOptions, Runtime
 from raftcore.runtime.status import NodeStatus
+from raftcore.runtime.waiters import check_timeout
 from raftcore.statemachine import StateMachine
 from raftcore.storage.base import LogStorage
 from raftcore.tools.archive import Archived, backup_running
@@ -66,8 +70,7 @@ class Node(Operations, MemberCommands):
         tracer: told what happens, see ``raftcore.trace``.
         runtime: clocks, randomness and threads.
 
-    Raises (on entering):
-        StorageError: the log or the state machine can not be used.
+    Raises (on entering): what :meth:`start` does.
     """
 
     def __init__(
@@ -113,9 +116,24 @@ class Node(Operations, MemberCommands):
         await self.stop()
 
     async def start(self) -> None:
-        """Recover, listen, and take part. Returns once the node is running, leader or not."""
+        """Recover, listen, and take part. Returns once the node is running, leader or not.
+
+        A node that could not start has closed what it was given, unless one of the first two errors
+        says that it never began.
+
+        Raises:
+            StoppedError: it was started before; a node has one life, make another.
+            IdentityError: the log belongs to another node than ``config`` says.
+            StorageError: the log or the state machine can not be used.
+            ListenError: peers can not be listened to.
+        """
         if self._stopped is not None:
-            raise StoppedError("a node is started once")
+            raise StoppedError("a node is started once: make another one on the same storage")
+        owner = self._storage.identity.node_id
+        if owner != self.config.node_id:
+            raise IdentityError(
+                f"the log belongs to {owner}, the settings are for {self.config.node_id}"
+            )
         self._stopped = asyncio.Event()
         observer = Observer(
             self.config.node_id,
@@ -138,14 +156,20 @@ class Node(Operations, MemberCommands):
             self.rebuilt = (await driver.recover()).rebuilt
             driver.leadership_callbacks = self._leadership_callbacks
             driver.configuration_callbacks = self._configuration_callbacks
-            self._configuration_callbacks.append(self._admission.on_configuration)
+            driver.committed_callbacks.append(self._admission.on_committed)
             driver.configure_transport()
             self._driver = driver
             await self._transport.start(self)
         except BaseException:
-            self._closing = True
-            await self._close(driver)
+            if self._closing:
+                await self._stopped.wait()
+            else:
+                self._closing = True
+                await self._close(driver)
             raise
+        if self._closing:  # it failed, or somebody stopped it, while it was about to listen
+            await self._stopped.wait()
+            raise self._failure or StoppedError("the node was stopped before it had started")
         driver.run()
 
     async def stop(self, *, handover: bool = True) -> None:
@@ -184,8 +208,10 @@ class Node(Operations, MemberCommands):
         ended = False
         try:
             try:
-                await self._admission.close()
-                await self._transport.close()
+                try:
+                    await self._admission.close()
+                finally:
+                    await self._transport.close()
             finally:
                 ended = await driver.stop_workers()
         finally:
@@ -206,9 +232,12 @@ class Node(Operations, MemberCommands):
 
         Raises:
             StorageError: the first storage error (rule 46).
+            StateMachineError: the state machine broke its contract.
             InvariantError: the protocol's invariants do not hold.
+            StoppedError: the node was not started.
         """
-        assert self._stopped is not None, "the node was not started"
+        if self._stopped is None:
+            raise StoppedError("the node was not started: there is no end to wait for")
         # A failure is told at once: closing may hang on the very disk that failed.
         await self._failed_or_stopped.wait()
         if self._failure is not None:
@@ -255,11 +284,13 @@ class Node(Operations, MemberCommands):
             NotLeaderError, NotReadyError, ChangeInProgressError: ask the leader, or ask again.
             StaleVersionError: the members changed meanwhile; look again.
             InvalidChangeError: what is wanted can not be.
-            StoppedError, RemovedError: refused.
+            InvalidArgumentError, StoppedError, RemovedError: refused.
             NotCaughtUpError: a new voter did not catch up; it is a learner now.
             OutcomeUnknownError: it may still come about.
         """
         driver = self._member()
+        if type(version) is not int:
+            raise InvalidArgumentError(f"a version is a number, not {version!r:.80}")
         current = driver.raft.configuration
         wanted = complete(members, current, self._admission.pending)
         return await self._change(driver, wanted, version, current.lease, timeout_s)
@@ -270,6 +301,7 @@ class Node(Operations, MemberCommands):
         """Turn lease reads on, off or to other terms, for all members. As :meth:`change_members`;
         whoever turns them on vouches for the members' clocks (rule 35)."""
         driver = self._member()
+        check_lease(lease, self.config.heartbeat_ms)
         current, version = driver.raft.configuration, driver.raft.configuration_index
         wanted = tuple(wanted_members(current))
         return await self._change(driver, wanted, version, lease, timeout_s)
@@ -282,6 +314,7 @@ class Node(Operations, MemberCommands):
         lease: Lease | None,
         timeout_s: float,
     ) -> Changed:
+        check_timeout(timeout_s)
         if not driver.raft.is_leader:
             raise NotLeaderError(driver.raft.leader_id)
         token, future = driver.changes.add(asyncio.get_running_loop())
@@ -327,8 +360,17 @@ class Node(Operations, MemberCommands):
     # -- the rest -------------------------------------------------------------------------------
 
     async def request(self, to: NodeId, payload: bytes, *, timeout_s: float) -> bytes:
-        """Ask another member's application; see :meth:`Transport.request` for the errors."""
+        """Ask another member's application; see :meth:`Transport.request` for the errors.
+
+        Raises also:
+            InvalidArgumentError: the payload is not bytes, or this node itself is to be asked.
+        """
         self._running()
+        if not isinstance(payload, bytes):
+            raise InvalidArgumentError(f"a request is bytes, not {type(payload).__name__}")
+        if to == self.config.node_id:
+            raise InvalidArgumentError(f"{to} is this node: it does not ask itself")
+        check_timeout(timeout_s)
         return await self._transport.request(to, payload, timeout_s)
 
     async def snapshot(self) -> int:
@@ -387,18 +429,24 @@ class Node(Operations, MemberCommands):
 
     @property
     def is_leader(self) -> bool:
+        """Whether this node leads, as far as it knows: it may have been deposed just now. What must
+        not be stale goes through :meth:`propose` or :meth:`read_barrier`."""
         return self._driver is not None and not self._closing and self._driver.raft.is_leader
 
     @property
     def leader_id(self) -> NodeId | None:
+        """Who leads, as far as this node knows; None if it knows nobody, or was not started."""
         return self._driver.raft.leader_id if self._driver is not None else None
 
     def staleness_ms(self) -> int | None:
-        """How old the local state may be, at most.
+        """How old the local state may be, at most, as far as this node can see.
 
         On a follower: age of the last message of the leader at which everything that it had
         committed was applied here. On a leader: age of its last contact with a quorum, since until
         then nobody else can have led. None if neither ever was.
+
+        A follower counts from when it got the message: how long that had been on its way, it does
+        not know. Who needs certainty uses :meth:`read_barrier`.
         """
         raft = self._driver.raft if self._driver is not None else None
         if raft is not None and raft.quorum_contact_ns is not None:
@@ -443,18 +491,19 @@ class Node(Operations, MemberCommands):
     def on_peer_lost(self, peer: NodeId) -> None:
         driver = self._driver
         if driver is not None and not self._closing:
-            driver.observer.peer_lost(peer)
+            member = any(known.node_id == peer for known in driver.raft.peers)
+            driver.observer.peer_lost(peer, member=member)
             driver.deliver(ev.PeerUnreachable(driver.now_ns(), peer))
 
     async def on_join(self, joiner: Member) -> Configuration:
         driver = self._member()
         raft = driver.raft
-        if not is_member(raft.configuration, joiner) and not raft.is_leader:
+        if not is_member(raft.committed_configuration, joiner) and not raft.is_leader:
             raise NotLeaderError(raft.leader_id)
         asks_anew = joiner not in self._admission.pending
         admitted = False
         try:
-            configuration = await self._admission.ask(joiner, lambda: raft.configuration)
+            configuration = await self._admission.ask(joiner, lambda: raft.committed_configuration)
             admitted = True
         finally:
             if asks_anew or admitted:  # one that waits for an operator asks again and again

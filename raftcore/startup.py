@@ -27,7 +27,7 @@ from raftcore.storage.lmdb_log import LmdbLog, open_log
 from raftcore.transport.handshake import Facts
 from raftcore.transport.options import TransportOptions
 from raftcore.transport.tcp import TcpTransport
-from raftcore.transport.tls import TlsContexts, TlsOptions, check_plain_allowed
+from raftcore.transport.tls import TlsOptions, check_own_certificate, check_plain_allowed
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,10 @@ async def open_member(
 
     Raises:
         StorageError: the directory or its log can not be used (each with an exit code).
-        TlsError: no TLS and not allowed without, or the certificates can not be used.
+        TlsError: no TLS and not allowed without, or the certificates can not be used, or are not
+            for this node.
+        ListenError: founding has to listen, and can not. (A port that is taken later is found when
+            the node starts.)
         AlreadyBootstrappedError: the cluster knows this node id under another incarnation: this
             directory was wiped or replaced, and may never vote.
         RemovedError: this node was removed from the cluster.
@@ -125,7 +128,7 @@ async def open_member(
     if tls is None and not allow_plain:
         check_plain_allowed(listen[0])
     if tls is not None:
-        await asyncio.to_thread(TlsContexts, tls)  # before anything is made: are they usable?
+        await asyncio.to_thread(check_own_certificate, tls, directory.node_id)
     options, facts = options or TransportOptions(), facts or Facts()
     security = _Security(tls, allow_plain, options.max_protocol_version, facts.feature_level)
     founded_now = directory.identity is None

@@ -29,11 +29,15 @@ _NOT_PASSED = frozenset(
         "GUARDIAN_HTTP",
         "GUARDIAN_HTTP_ADVERTISE",
         "GUARDIAN_JOIN",
+        "GUARDIAN_JOIN_AS",
         "GUARDIAN_JWT_SECRET",
         "GUARDIAN_METRICS",
         "GUARDIAN_NODE_ID",
         "GUARDIAN_RAFT",
         "GUARDIAN_RAFT_ADVERTISE",
+        "GUARDIAN_RAFT_TLS_CA",
+        "GUARDIAN_RAFT_TLS_CERTIFICATE",
+        "GUARDIAN_RAFT_TLS_KEY",
     )
 )
 

@@ -28,7 +28,7 @@ from guardian.settings import (
 )
 from guardian.telemetry import configure_logging
 from raftcore.core.errors import InvariantError
-from raftcore.errors import BootstrapError, ExitCode, StorageError
+from raftcore.errors import BootstrapError, ExitCode, StateMachineError, StorageError, TlsError
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.lmdb_log import LmdbLog, open_log
 
@@ -74,7 +74,7 @@ def run(settings: Settings) -> int:
         return run_on_loop(_serve(settings, directory, storage, postgres))
     except KeyboardInterrupt:
         return 130
-    except (StorageError, BootstrapError) as error:
+    except (StorageError, BootstrapError, StateMachineError, TlsError) as error:
         return _refuse(error.code, error, error.exit_code)
     except (InvariantError, AssertionError) as error:
         return _refuse("invariant", error, ExitCode.INVARIANT)

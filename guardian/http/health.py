@@ -9,6 +9,9 @@ from typing import Protocol
 from guardian.domain.problems import Problem
 from guardian.usecases.ports import Log
 
+#: A node whose disk hangs still reads, passes writes on, and may be over it in a moment.
+DISK_STALLED = "disk_stalled"
+
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
@@ -19,24 +22,26 @@ class HealthReport:
         knows_leader: a leader is known.
         caught_up: what was committed when the node came up has been applied here.
         draining: the node is on its way out and wants no new work.
-        degraded: parts that are away although the node serves, such as ``postgres``.
+        out: why this node does not take part: ``not_a_member``, ``removed``, ``quarantined``.
+        degraded: parts that are away although the node serves: ``postgres``, ``disk_stalled``.
     """
 
     recovered: bool
     knows_leader: bool
     caught_up: bool
     draining: bool = False
+    out: tuple[str, ...] = ()
     degraded: tuple[str, ...] = ()
 
     def ready(self, *, local: bool) -> bool:
         """Whether to send work here; ``local`` asks only for reads of local state."""
         if not self.recovered or self.draining:
             return False
-        return local or (self.knows_leader and self.caught_up)
+        return local or (self.knows_leader and self.caught_up and not self.out)
 
     def reasons(self, *, local: bool) -> list[str]:
         """Why not, for administrators."""
-        reasons = []
+        reasons = list(self.out)
         if not self.recovered:
             reasons.append("recovering")
         if self.draining:
@@ -95,5 +100,9 @@ class NodeHealth:
             knows_leader=knows_leader,
             caught_up=self._caught_up,
             draining=self._draining,
-            degraded=() if self._database_is_up() else ("postgres",),
+            out=tuple(c for c in view.conditions if c != DISK_STALLED),
+            degraded=(
+                *(() if self._database_is_up() else ("postgres",)),
+                *((DISK_STALLED,) if DISK_STALLED in view.conditions else ()),
+            ),
         )

@@ -261,9 +261,14 @@ class Joiner(msgspec.Struct, frozen=True):
     wants_vote: bool
 
 
+_CONDITIONS = (
+    "What keeps this node from its part: not_a_member, removed, quarantined, disk_stalled."
+)
+
+
 class Cluster(msgspec.Struct, frozen=True):
     node_id: str
-    role: Annotated[str, Meta(description="leader, follower, candidate or learner")]
+    role: Annotated[str, Meta(description="leader, follower, candidate, learner or outside")]
     term: int
     leader_id: str | None
     commit_index: int
@@ -273,6 +278,7 @@ class Cluster(msgspec.Struct, frozen=True):
     stage: Annotated[str, Meta(description="stable, staging or joint")]
     waits_for: Annotated[str | None, Meta(description="What a change of the members waits for.")]
     joiners: Annotated[list[Joiner], Meta(description="Nodes that asked this one to join.")]
+    conditions: Annotated[list[str], Meta(description=_CONDITIONS)]
 
     @classmethod
     def of(cls, view: ClusterView) -> Cluster:
@@ -292,6 +298,7 @@ class Cluster(msgspec.Struct, frozen=True):
             view.stage,
             view.waits_for,
             joiners,
+            list(view.conditions),
         )
 
 

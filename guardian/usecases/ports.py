@@ -56,6 +56,8 @@ class ClusterView:
 
     ``members_version`` names the configuration of the members in force; ``stage`` is ``stable``,
     ``staging`` (new voters catch up) or ``joint``; ``waits_for`` says what a change waits for.
+    ``conditions`` keep this node from its part: ``not_a_member`` (yet), ``removed``,
+    ``quarantined`` (it lost data and is being filled again), ``disk_stalled``.
     """
 
     node_id: str
@@ -69,6 +71,7 @@ class ClusterView:
     stage: str = "stable"
     waits_for: str | None = None
     joiners: tuple[JoinerView, ...] = ()
+    conditions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

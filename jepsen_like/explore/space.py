@@ -212,7 +212,7 @@ class Space:
             node=node,
             term=raft.term,
             durable_term=node.image.hard_state.term,
-            role=raft.status().role,
+            role=raft.role.value,
             sticky=node.sticky,
             leads=raft.is_leader,
             actions=tuple(actions),

@@ -17,7 +17,6 @@ from raftcore.core import events as ev
 from raftcore.core.config import CoreConfig
 from raftcore.core.membership import encode_configuration
 from raftcore.core.messages import Message
-from raftcore.core.raft import Status
 from raftcore.core.types import (
     Configuration,
     Entry,
@@ -158,11 +157,11 @@ class CoreCluster:
         self.ghost.configurations.elected(leader.name, leader.trail, voters, commit)
 
     def check_commit_quorum(
-        self, leader: SimNode, configuration: Configuration, index: int, status: Status
+        self, leader: SimNode, configuration: Configuration, index: int, term: int
     ) -> None:
         """I8 and I9: an entry of this term, durable on a quorum at this very moment."""
         chain = leader.chains[index]
-        of_this_term = self.ghost.prefixes.get((index, status.term)) == chain
+        of_this_term = self.ghost.prefixes.get((index, term)) == chain
         require(of_this_term, "I8", f"{leader.name} commits an entry of an earlier term by count")
         holders = {name for name, node in self.nodes.items() if node.image.promised(index, chain)}
         configurations = self.ghost.configurations
@@ -186,6 +185,13 @@ class CoreCluster:
             for peer in self.nodes:
                 if peer != node.name:  # new connections: what the old ones carried is gone
                     self._reconnected(node, peer)
+
+    @property
+    def left_to_do_ns(self) -> int:
+        """What writing and applying takes on average for the member that is furthest behind."""
+        index = min(node.machine.index for node in self.nodes.values())
+        batches = -(-(self.ghost.commit_index - index) // self.options.append_entries)
+        return int(2 * batches * self._disk_ms * MS)
 
     @staticmethod
     def _reconnected(node: SimNode, peer: NodeId) -> None:

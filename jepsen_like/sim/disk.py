@@ -41,6 +41,8 @@ class DurableImage:
     votes: set[tuple[int, NodeId]] = field(default_factory=set)
     #: it was found to have gone back (D3): its node must not be asked to keep its promises
     quarantined: bool = False
+    #: nothing vouches for its term and vote any more: FLOOR went back, too
+    quarantine_final: bool = False
     #: what was acknowledged before it went back: its chains by index
     lost: dict[int, bytes] = field(default_factory=dict)
 
@@ -188,4 +190,5 @@ class DurableImage:
             commit_hint=self.commit_hint,
             applied=applied,
             quarantined=self.quarantined,
+            quarantine_final=self.quarantine_final,
         )

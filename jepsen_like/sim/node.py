@@ -24,7 +24,7 @@ from raftcore.core import messages as msg
 from raftcore.core.config import CoreConfig
 from raftcore.core.errors import PeerViolationError
 from raftcore.core.membership import decode_configuration
-from raftcore.core.raft import Raft, Status
+from raftcore.core.raft import Raft
 from raftcore.core.types import (
     Entry,
     EntryType,
@@ -53,6 +53,14 @@ class AcceptedWrite:
     index: int
     term: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a core was before a step."""
+
+    term: int
+    leads: bool
 
 
 @dataclass(slots=True)
@@ -129,7 +137,6 @@ class SimNode:
         self._received = b""
         self._last_snapshot = self.machine.index
         self._snapshotting = False
-        self._role, self._commit = "follower", 0
         self._inbox.clear()
         rng = random.Random(cluster.node_rng.getrandbits(64))  # noqa: S311 - reproducible
         self.clock.offset_ns = cluster.node_rng.randrange(10**12)
@@ -200,14 +207,14 @@ class SimNode:
             return
         event = make(self.clock.local(self.cluster.scheduler.now_ns))
         self.cluster.trace(f"{self.name} {event!r}")
-        before = self.raft.status()
+        before = Before(self.raft.term, self.raft.is_leader)
         try:
             effects = self.raft.step(event)
         except PeerViolationError as error:
             raise BrokenInvariantError("protocol", f"{self.name}: {error}") from error
         self._execute(effects, before)
 
-    def _execute(self, effects: list[ef.Effect], before: Status) -> None:
+    def _execute(self, effects: list[ef.Effect], before: Before) -> None:
         run = self.run
         self._latest = self.trail[-1][1]
         # What the step did to the accepted log and the commit index is a fact at once, whatever
@@ -215,8 +222,7 @@ class SimNode:
         for effect in effects:
             if isinstance(effect, ef.Persist):
                 self._accept(effect, before)
-        after = self.raft.status()
-        self._check_step(before, after)
+        self._check_step(before)
         for effect in effects:
             if self.cluster.crashes_here():
                 self.crash()
@@ -242,9 +248,9 @@ class SimNode:
 
     # -- what a step changed --------------------------------------------------------------------
 
-    def _accept(self, write: ef.Persist, before: Status) -> None:
+    def _accept(self, write: ef.Persist, before: Before) -> None:
         if write.truncate_from is not None:
-            still = before.role == "leader" and self.raft.is_leader
+            still = before.leads and self.raft.is_leader
             require(not still, "I5", f"{self.name} truncates its log while it leads")
             del self.chains[write.truncate_from :]
             self.trail = [item for item in self.trail if item[0] < write.truncate_from]
@@ -281,54 +287,50 @@ class SimNode:
     def chain_of(self, index: int) -> bytes | None:
         return self.chains[index] if index < len(self.chains) else None
 
-    def _check_step(self, before: Status, after: Status) -> None:
-        ghost, name = self.cluster.ghost, self.name
-        require(after.term >= before.term, "I3", f"{name} goes back to term {after.term}")
-        if after.role == "leader" and (before.role != "leader" or before.term != after.term):
-            ghost.became_leader(name, after.term, self.chain_of)
-            self.cluster.check_elected(self, after.term)
+    def _check_step(self, before: Before) -> None:
+        ghost, name, raft = self.cluster.ghost, self.name, self.raft
+        require(raft.term >= before.term, "I3", f"{name} goes back to term {raft.term}")
+        if raft.is_leader and (not before.leads or before.term != raft.term):
+            ghost.became_leader(name, raft.term, self.chain_of)
+            self.cluster.check_elected(self, raft.term)
             self.cluster.count("elections")
             if self.cluster.crashes_soon():
                 run = self.run
                 delay = int(self.cluster.crash_rng.expovariate(1 / 80) * MS)
                 self.cluster.scheduler.after(delay, lambda: self._crash_if(run))
-        if after.commit_index != self._commit:
-            self._check_commit(before, after)
-        require(after.applied_index <= after.durable_index, "I10", f"{name} applied too far")
-        self._check_bounds(after)
+        if raft.commit_index != self._commit:
+            self._check_commit(before)
+        require(raft.applied_index <= raft.durable_index, "I10", f"{name} applied too far")
+        self._check_bounds()
 
-    def _check_commit(self, before: Status, after: Status) -> None:
-        ghost, name, index = self.cluster.ghost, self.name, after.commit_index
+    def _check_commit(self, before: Before) -> None:
+        ghost, name, index = self.cluster.ghost, self.name, self.raft.commit_index
+        term, last_index = self.raft.term, self.raft.last_position.index
         require(index > self._commit, "I8", f"{name} goes back to commit {index}")
-        require(index <= after.last_index, "I8", f"{name} commits {index} beyond its log")
-        require(
-            len(self.chains) == after.last_index + 1, "harness", f"{name}: the ghost lost its log"
-        )
+        require(index <= last_index, "I8", f"{name} commits {index} beyond its log")
+        require(len(self.chains) == last_index + 1, "harness", f"{name}: the ghost lost its log")
         # A leader that its own commit removes steps down in the same step.
-        led = after.role == "leader" or (before.role == "leader" and before.term == after.term)
+        led = self.raft.is_leader or (before.leads and before.term == term)
         if not led:
             ghost.follower_committed(name, index, self.chain_of(index))
         elif index > ghost.commit_index:
-            self.cluster.check_commit_quorum(self, self._latest, index, after)
+            self.cluster.check_commit_quorum(self, self._latest, index, term)
             for at in range(ghost.commit_index + 1, index + 1):
-                ghost.leader_committed(at, after.term, self.chains[at])
+                ghost.leader_committed(at, term, self.chains[at])
         else:
-            ghost.leader_committed(index, after.term, self.chains[index])
+            ghost.leader_committed(index, term, self.chains[index])
         self._commit = index
 
-    def _check_bounds(self, status: Status) -> None:
-        c = self.config
-        for peer in status.peers:
-            # one question more than the window holds
-            within = peer.inflight_messages <= c.max_inflight_messages + 1
-            require(within, "I20", f"{self.name} has {peer.inflight_messages} messages in flight")
+    def _check_bounds(self) -> None:
+        c, name, raft = self.config, self.name, self.raft
+        inflight, uncommitted = raft.inflight_messages, raft.uncommitted_bytes
+        # one question more than the window holds
+        within = inflight <= c.max_inflight_messages + 1
+        require(within, "I20", f"{name} has {inflight} messages in flight")
         largest = self.cluster.options.entry_bytes + 64 + CONFIGURATION_BYTES
-        require(
-            status.uncommitted_bytes <= c.max_uncommitted_bytes + largest,
-            "I20",
-            f"{self.name} holds {status.uncommitted_bytes} uncommitted bytes",
-        )
-        require(status.pending_reads <= 2 * c.max_pending_reads, "I20", "reads pile up")
+        within = uncommitted <= c.max_uncommitted_bytes + largest
+        require(within, "I20", f"{name} holds {uncommitted} uncommitted bytes")
+        require(raft.pending_reads <= 2 * c.max_pending_reads, "I20", "reads pile up")
 
     # -- effects --------------------------------------------------------------------------------
 

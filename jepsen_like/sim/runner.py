@@ -17,7 +17,8 @@ from raftcore.core import events as ev
 from raftcore.core.errors import CoreError
 from raftcore.core.membership import is_stable
 
-#: Within this time after healing a leader, equal logs, a write and a read everywhere.
+#: Within this time after healing, and what the work left over takes: a leader, equal logs, a write
+#: and a read everywhere.
 LIVENESS_MS = 20 * ELECTION_TIMEOUT_MS
 
 
@@ -212,7 +213,7 @@ class Run:
         """After healing: one leader, no change under way, a fresh write, a read on every member,
         and all of them equal."""
         cluster, scheduler = self.cluster, self.cluster.scheduler
-        deadline = scheduler.now_ns + LIVENESS_MS * MS
+        deadline = scheduler.now_ns + LIVENESS_MS * MS + cluster.left_to_do_ns
         if cluster.options.change_ms:  # first a change may have to end, or a voter be given up
             deadline += 2 * CATCH_UP_MS * MS
         served_before = {node.name: node.reads_served for node in cluster.nodes.values()}

@@ -19,6 +19,7 @@ out; a kind is the first word of a message, ``#7`` the request of that number)::
     propose 1 x y          commands for the log; several are one batch
     read 1 7 [lease]       a read named 7
     transfer 1 [2]         hand leadership over
+    abort 1                give that up
     join 4                 a new node that knows nobody
     change 1 voters=1,2 [learners=4] [lease=300]   ask 1 for these members
     hold 1 disk|apply      from now on its writes, or entries to apply, wait
@@ -302,6 +303,9 @@ class Scenario:
         target = words[1] if len(words) > 1 else None
         self._act(words[0], lambda n: n.step(ev.TransferRequested(n.now_ns, target)))
 
+    def abort(self, words: list[str]) -> None:
+        self._act(words[0], lambda n: n.step(ev.TransferAborted(n.now_ns)))
+
     def join(self, words: list[str]) -> None:
         self.cluster.join(words[0])
 
@@ -363,7 +367,7 @@ _COMMANDS: dict[str, Callable[[Scenario, list[str]], None]] = {
     name: getattr(Scenario, {"pass": "let_pass"}.get(name, name))
     for name in (
         "nodes", "join", "campaign", "elect", "tick", "time", "pass", "deliver", "drop", "repeat",
-        "propose", "read", "transfer", "change", "hold", "persist", "apply", "release",
+        "propose", "read", "transfer", "abort", "change", "hold", "persist", "apply", "release",
         "snapshot", "crash", "rollback", "restart", "isolate", "cut", "heal", "unreachable",
         "status", "log", "wire",
     )

@@ -106,6 +106,7 @@ def run_recover(arguments: argparse.Namespace, progress: ProgressLine) -> int:
     if arguments.json:
         say_json({"plan": recovery.plan, "made": made})
     elif made is not None:
+        say()
         show_rebuilt(made)
     else:
         say()
@@ -189,7 +190,6 @@ def _entries(first: int, last: int) -> str:
 
 def show_rebuilt(made: Rebuilt) -> None:
     """The new directory, and what to do with it."""
-    say()
     facts(
         [
             ("made", made.path),
@@ -219,13 +219,23 @@ def add_backup(commands: Commands) -> argparse.ArgumentParser:
     )
     command.add_argument("directory", metavar="DIR", help="the data directory of a stopped node")
     command.add_argument("out", metavar="OUT.tar", help="the file to make; must not exist")
+    command.add_argument(
+        "--despite-doubt",
+        action="store_true",
+        help="also of a node in quarantine or below its FLOOR, which may lack what it acknowledged",
+    )
     command.set_defaults(run=run_backup)
     return command
 
 
 def run_backup(arguments: argparse.Namespace, progress: ProgressLine) -> int:
     with ClosedDirectory.open(arguments.directory) as directory:
-        made = backup(directory, arguments.out, on_progress=progress)
+        made = backup(
+            directory,
+            arguments.out,
+            despite_doubt=arguments.despite_doubt,
+            on_progress=progress,
+        )
     progress.end()
     if arguments.json:
         say_json(made)
@@ -255,6 +265,11 @@ def add_restore(commands: Commands) -> argparse.ArgumentParser:
     command.add_argument("archive", metavar="OUT.tar", help="what backup made")
     command.add_argument("into", metavar="NEWDIR", help="the directory to make; must be empty")
     command.add_argument("--digest", metavar="SHA256", help="accept only the backup with this one")
+    command.add_argument(
+        "--staging",
+        metavar="DIR",
+        help="where to unpack; by default NEWDIR if it is there, else the directory it will be in",
+    )
     _add_member(command)
     command.set_defaults(run=run_restore)
     return command
@@ -266,6 +281,7 @@ def run_restore(arguments: argparse.Namespace, progress: ProgressLine) -> int:
         arguments.into,
         member=_member(arguments),
         digest=arguments.digest,
+        staging=arguments.staging,
         allow_unsupported_fs=arguments.allow_unsupported_fs,
         on_progress=progress,
     )

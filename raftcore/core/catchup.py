@@ -13,6 +13,10 @@ from raftcore.core.config import MS, CoreConfig
 from raftcore.core.progress import Progress
 from raftcore.core.types import Member, NodeId
 
+#: A new voter that could not use so many whole snapshots is given up: the next one, which would
+#: count as progress, is not likely to fare better.
+MAX_FAILED_INSTALLS = 5
+
 
 @dataclass(slots=True)
 class Rounds:
@@ -21,7 +25,10 @@ class Rounds:
     goal_index: int
     started_ns: int
     moved_ns: int  #: when it last came further, or was seen to have nothing left to do
-    position: tuple[int, int] = (0, 0)
+    #: the furthest it was: what it holds, the snapshot it is being fed, and how much of that. To be
+    #: fed the same snapshot from its beginning again is no progress.
+    best: tuple[int, int, int] = (0, 0, 0)
+    failed_installs: int = 0
     number: int = 1
     caught_up: bool = False
 
@@ -29,9 +36,12 @@ class Rounds:
         """Take in where the voter is now."""
         in_contact = now_ns - progress.last_contact_ns < timeout_ns
         reached = progress.counted_match >= self.goal_index and in_contact
-        position = (progress.counted_match, progress.feed.offset if progress.feed else 0)
-        if reached or position != self.position:
-            self.moved_ns, self.position = now_ns, position
+        feed = progress.feed
+        fed = (feed.meta.index, feed.offset) if feed is not None else (0, 0)
+        position = (progress.counted_match, *fed)
+        if reached or position > self.best:
+            self.moved_ns, self.best = now_ns, max(self.best, position)
+        self.failed_installs = progress.failed_installs
         in_time = now_ns - self.started_ns < timeout_ns
         self.caught_up = in_time and (reached or (self.caught_up and in_contact))
         if reached:
@@ -42,6 +52,8 @@ class Rounds:
         """Why to give this voter up, if so."""
         if self.number > config.catch_up_rounds:
             return f"did not catch up in {config.catch_up_rounds} rounds"
+        if self.failed_installs >= MAX_FAILED_INSTALLS:
+            return f"could not install the snapshot {self.failed_installs} times"
         if now_ns - self.moved_ns >= config.catch_up_ms * MS:
             return f"made no progress for {config.catch_up_ms} ms"
         return None

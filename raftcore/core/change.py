@@ -20,6 +20,7 @@ from raftcore.core.catchup import Departing, Rounds, Staging
 from raftcore.core.effects import MembershipFinished, MembershipOutcome, Removed
 from raftcore.core.events import MembershipRequested
 from raftcore.core.membership import (
+    check_lease,
     encode_configuration,
     final_of,
     is_stable,
@@ -39,6 +40,9 @@ from raftcore.core.types import (
     Target,
 )
 
+#: A clock that is wrong by more than a tenth is broken, and who says so has misplaced a digit.
+MAX_CLOCK_ERROR_PPM = 100_000
+
 # -- asking for a change ------------------------------------------------------------------------
 
 
@@ -53,7 +57,7 @@ def request(s: CoreState, event: MembershipRequested) -> None:
         _answer(s, event.token, *refusal)
         return
     try:
-        _check_terms(s.configuration, event.lease)
+        _check_terms(s, event.lease)
         first = plan_change(s.configuration, event.members, event.lease, s.node_id)
     except ValueError as error:
         _answer(s, event.token, MembershipOutcome.INVALID, str(error))
@@ -87,14 +91,19 @@ def _refusal(
     return None
 
 
-def _check_terms(configuration: Configuration, lease: Lease | None) -> None:
+def _check_terms(s: CoreState, lease: Lease | None) -> None:
     """Raises ValueError."""
-    if configuration.level == FIRST_FEATURE_LEVEL:
+    if s.configuration.level == FIRST_FEATURE_LEVEL:
         raise ValueError("members can not change until all members run a release that knows how to")
-    if lease is not None and (
-        lease.election_timeout_ms < 1 or not 0 <= lease.clock_error_ppm < 1_000_000
-    ):
-        raise ValueError(f"{lease} is no lease")
+    if lease is not None:
+        check_lease(lease)
+        if lease.clock_error_ppm > MAX_CLOCK_ERROR_PPM:
+            raise ValueError(f"clocks that differ by {lease.clock_error_ppm} ppm hold no lease")
+        if lease.election_timeout_ms < 2 * s.config.heartbeat_ms:
+            raise ValueError(
+                f"a lease of {lease.election_timeout_ms} ms is shorter than two heartbeats of "
+                f"{s.config.heartbeat_ms} ms"
+            )
 
 
 # -- taking the next step -----------------------------------------------------------------------
@@ -200,7 +209,10 @@ def sync_peers(s: CoreState, leadership: Leadership) -> None:
             del departing[node], progress[node]
         if node not in progress:
             progress[node] = Progress(
-                s.log.last_index + 1, s.now_ns, after_sequence=leadership.sequence
+                s.log.last_index + 1,
+                s.now_ns,
+                after_sequence=leadership.sequence,
+                after_counter=leadership.close_counter(),
             )
     for node in [node for node in progress if node not in members]:
         gone = departing.get(node)

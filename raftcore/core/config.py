@@ -25,7 +25,8 @@ class CoreConfig:
         max_uncommitted_bytes: bytes appended by this leader and not yet both committed and durable
             here; beyond it proposals are refused as overloaded.
         max_apply_bytes: entries handed to the state machine at once.
-        max_pending_reads: reads waiting for confirmation or apply; beyond it they are refused.
+        max_pending_reads: reads waiting for confirmation or apply, and callers that may wait for
+            them; beyond it they are refused.
         entry_cache_bytes: recent entries kept in memory to feed followers and the state machine;
             what is not durable yet is kept beyond it.
         snapshot_chunk_bytes: size of one snapshot chunk.
@@ -62,8 +63,8 @@ class CoreConfig:
     feature_level: int = FEATURE_LEVEL
 
     def __post_init__(self) -> None:
-        if not self.node_id:
-            raise ValueError("node_id must not be empty")
+        if not isinstance(self.node_id, str) or not self.node_id:
+            raise ValueError("node_id must be text and not empty")
         if self.heartbeat_ms < 1:
             raise ValueError(f"heartbeat_ms must be at least 1, not {self.heartbeat_ms}")
         if self.election_timeout_ms < 2 * self.heartbeat_ms:

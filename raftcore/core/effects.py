@@ -253,15 +253,24 @@ class ReadSnapshotChunk(Effect):
     max_bytes: int
 
 
+class TransferRefusal(Enum):
+    """Why a transfer was not even begun."""
+
+    NOT_LEADER = "not_leader"  #: this node does not lead
+    IN_PROGRESS = "in_progress"  #: another is under way, perhaps for a change of members
+    NO_TARGET = "no_target"  #: nobody could take over
+
+
 @dataclass(frozen=True, slots=True)
 class TransferFinished(Notification):
     """Outcome of a leadership transfer that this node was asked for.
 
     ``succeeded``: this node heard the target lead a later term. ``unknown``: the target was told to
-    campaign, and it is not known whether it leads or will.
+    campaign, and it is not known whether it leads or will. ``refusal``: it was not begun.
     """
 
     succeeded: bool
     target: NodeId | None
     detail: str
     unknown: bool = False
+    refusal: TransferRefusal | None = None

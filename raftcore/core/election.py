@@ -99,6 +99,8 @@ def on_election_timeout(s: CoreState) -> None:
     s.leader_id = None
     _refuse_remote_reads(s)
     if not may_campaign(s):
+        if s.role is Role.PRE_CANDIDATE:
+            become_follower(s, s.term, None)  # nor go on with what it had begun
         return
     s.role = Role.PRE_CANDIDATE
     s.candidacy = Candidacy({s.node_id: True})
@@ -163,7 +165,9 @@ def _count_votes(s: CoreState) -> None:
     if result is VoteResult.LOST:
         become_follower(s, s.term, None)
     elif result is VoteResult.WON:
-        if s.role is Role.PRE_CANDIDATE:
+        if s.role is Role.PRE_CANDIDATE and not may_campaign(s):
+            become_follower(s, s.term, None)  # it might when it asked
+        elif s.role is Role.PRE_CANDIDATE:
             campaign(s, transfer=False)
         elif s.hard_state_durable:
             become_leader(s)

@@ -140,6 +140,11 @@ class TransferRequested(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TransferAborted(Event):
+    """Give up the transfer under way, if there is one; its outcome is told as ever."""
+
+
+@dataclass(frozen=True, slots=True)
 class MembershipRequested(Event):
     """State the wanted members, on the leader. Answered by one
     :class:`~raftcore.core.effects.MembershipFinished` with the same ``token``.

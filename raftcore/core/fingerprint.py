@@ -53,8 +53,8 @@ HASHED: dict[type, tuple[str, ...]] = {
     CoreState: (
         "log", "configurations", "term", "vote", "role", "leader_id", "leadership", "candidacy",
         "incoming", "handed_over", "pending_change", "was_member", "removed", "judged_index",
-        "quarantined", "release_index", "ending_quarantine", "verified", "remote_reads",
-        "confirmed_reads", "announced_peers",
+        "quarantined", "quarantine_final", "release_index", "ending_quarantine", "verified",
+        "remote_reads", "confirmed_reads", "announced_peers",
     ),
     RaftLog: (
         "first_index", "last_index", "snapshot", "durable", "committed", "handed", "applied",
@@ -68,14 +68,14 @@ HASHED: dict[type, tuple[str, ...]] = {
     ),
     Progress: (
         "next_index", "state", "match_index", "read_counter", "inflight", "feed", "sent_commit",
-        "asked", "after_sequence", "health", "regressed",
+        "asked", "after_sequence", "after_counter", "health", "regressed", "failed_installs",
     ),
     InFlight: ("sequence", "prev_index", "last_index", "size_bytes", "proven"),
     SnapshotFeed: ("meta", "offset", "sequence", "complete", "resends", "failures"),
     PendingRead: ("counter", "index", "read_id", "requester"),
     PendingChange: ("token", "members", "lease", "index", "given_up"),
     Staging: ("index", "rounds", "handed_over"),
-    Rounds: ("goal_index", "position", "number", "caught_up"),
+    Rounds: ("goal_index", "best", "failed_installs", "number", "caught_up"),
     Departing: ("member", "index"),
     Transfer: ("target", "timeout_now_sent", "requested"),
     HandedOver: ("target",),
@@ -90,6 +90,7 @@ HASHED: dict[type, tuple[str, ...]] = {
 IGNORED: dict[type, dict[str, str]] = {
     CoreState: {
         "config": "the same as long as the node runs, but for its name, which is in _names",
+        "node_id": "in _names",
         "rng": "what it draws are times",
         "now_ns": _TIME,
         "leader_contact_ns": _TIME,
@@ -114,7 +115,9 @@ IGNORED: dict[type, dict[str, str]] = {
         "_cache_limit": "a setting",
         "_slice": "remembers an answer that would be the same again",
     },
-    ConfigurationStack: {},
+    ConfigurationStack: dict.fromkeys(
+        ("_last", "current", "current_index"), "the last ones of the stack"
+    ),
     Leadership: {
         "heartbeat_deadline_ns": _TIME,
         "uncommitted_bytes": "follows from what is uncommitted",
@@ -269,7 +272,7 @@ def canonical(value: Any) -> Any:
         if issubclass(kind, Enum):
             viewer = _VIEWERS[kind] = _view_enum
         elif _is_value(kind):
-            names = tuple(field.name for field in fields(kind))
+            names = tuple(field.name for field in fields(kind) if field.compare)
             viewer = _VIEWERS[kind] = _viewer_of(names)
         else:
             raise TypeError(f"{kind.__name__} is in no table of state")

@@ -43,7 +43,7 @@ def note_reply(s: CoreState, leadership: Leadership, progress: Progress, m: obje
     if not isinstance(m, AppendReply | HeartbeatReply):
         return
     if m.health.quarantined and not progress.health.quarantined:
-        progress.restart(leadership.sequence)
+        progress.restart(leadership.sequence, leadership.close_counter())
     progress.health = m.health
     progress.health_ns = s.now_ns
 
@@ -78,11 +78,7 @@ def _others_are_healthy(s: CoreState, leadership: Leadership) -> bool:
     return quorum_value(s.configuration, healthy) == 1
 
 
-def next_check_ns(s: CoreState) -> int | None:
-    """When the oldest unfinished write becomes a stall; None if it has, or there is none.
-
-    Once it has, each round of heartbeats looks again.
-    """
-    if not s.unfinished_writes or is_stalled(s):
-        return None
+def stall_ns(s: CoreState) -> int:
+    """When the oldest unfinished write becomes a stall. Once it has, each round of heartbeats looks
+    again."""
     return s.unfinished_writes[0][1] + stall_bound_ns(s) + 1

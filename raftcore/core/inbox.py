@@ -92,8 +92,10 @@ def _answers_a_former_member(leadership: Leadership, m: Any) -> bool:
     """The request was sent before the peer came, or came back in quarantine: the answer is that of
     another incarnation, or of a run whose word does not hold any more."""
     progress = leadership.progress.get(m.sender)
-    if progress is None or isinstance(m, msg.HeartbeatReply):
+    if progress is None:
         return False
+    if isinstance(m, msg.HeartbeatReply):
+        return m.read_counter <= progress.after_counter
     return bool(m.sequence <= progress.after_sequence)
 
 

@@ -29,8 +29,19 @@ from raftcore.core.types import (
 CONFIGURATION_FORMATS = (1, 2)
 #: Members of one configuration; it is written whole into every entry and snapshot.
 MAX_MEMBERS = 64
+#: What a change may begin with, encoded. Its later stages add some names and incarnations.
+MAX_CHANGE_BYTES = 256 << 10
+MAX_CLUSTER_ID_BYTES = 128
+MAX_NODE_ID_BYTES = 255
+MAX_ADDRESS_BYTES = 512
+#: Attributes of one member, and the length of each name and each value.
+MAX_ATTRIBUTES = 64
+MAX_ATTRIBUTE_BYTES = 4096
+INCARNATION_BYTES = 16
 #: Removed incarnations that a configuration remembers, the newest ones.
 MAX_RETIRED = 1024
+#: A cluster without a leader waits for the end of the lease, however long that is.
+MAX_LEASE_MS = 60_000
 
 # -- which configurations there can be ----------------------------------------------------------
 
@@ -42,6 +53,8 @@ def check_configuration(configuration: Configuration) -> None:
     """
     c = configuration
     ids = frozenset(m.node_id for m in c.members)
+    if len(ids) > MAX_MEMBERS:
+        raise ValueError(f"{len(ids)} members are more than {MAX_MEMBERS}")
     if c.members and not c.voters:
         raise ValueError("a configuration without a voter")
     _check_ids("old voters", c.old_voters, ids)
@@ -58,6 +71,19 @@ def check_configuration(configuration: Configuration) -> None:
         raise ValueError("a member has an incarnation that is retired")
     if c.level < FIRST_FEATURE_LEVEL:
         raise ValueError(f"{c.level} is not a feature level")
+    if c.lease is not None:
+        check_lease(c.lease)
+
+
+def check_lease(lease: Lease) -> None:
+    """Raises ValueError if those are no terms to hold a lease by."""
+    _check_number("election_timeout_ms", lease.election_timeout_ms, 1, MAX_LEASE_MS)
+    _check_number("clock_error_ppm", lease.clock_error_ppm, 0, 999_999)
+
+
+def _check_number(what: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{what} of a lease must be a number from {low} to {high}, not {value!r}")
 
 
 def _check_target(c: Configuration, target: Target, ids: frozenset[NodeId]) -> None:
@@ -76,11 +102,13 @@ def _check_ids(what: str, found: tuple[NodeId, ...], ids: frozenset[NodeId]) -> 
 
 def check_wanted(current: Configuration, members: tuple[Member, ...]) -> None:
     """Raises ValueError if ``members`` can not be what ``current`` is changed to."""
+    if type(members) is not tuple or len(members) > MAX_MEMBERS:
+        raise ValueError(f"members must be a tuple, and no more than {MAX_MEMBERS}")
+    for m in members:
+        _check_shape(m)
     ids = [m.node_id for m in members]
     if ids != sorted(set(ids)) or not all(ids):
         raise ValueError("members must have ids and be sorted by them, without repeats")
-    if len(members) > MAX_MEMBERS:
-        raise ValueError(f"{len(members)} members are more than {MAX_MEMBERS}")
     if not any(m.voter for m in members):
         raise ValueError("there must be a voter")
     if len({m.address for m in members}) < len(members) or not all(m.address for m in members):
@@ -93,8 +121,30 @@ def check_wanted(current: Configuration, members: tuple[Member, ...]) -> None:
             raise ValueError(f"{m.node_id} is a member under another incarnation: remove it first")
         if m.incarnation in current.retired:
             raise ValueError(f"this incarnation of {m.node_id} was removed and never comes back")
-        if len(m.incarnation) != 16:
-            raise ValueError(f"the incarnation of {m.node_id} must be 16 bytes")
+
+
+def _check_shape(m: Member) -> None:
+    """Raises ValueError if a member's parts are not of their types, or too large."""
+    _check_text("a node id", m.node_id, MAX_NODE_ID_BYTES)
+    _check_text(f"the address of {m.node_id}", m.address, MAX_ADDRESS_BYTES)
+    if type(m.incarnation) is not bytes or len(m.incarnation) != INCARNATION_BYTES:
+        raise ValueError(f"the incarnation of {m.node_id} must be {INCARNATION_BYTES} bytes")
+    if type(m.voter) is not bool:
+        raise ValueError(f"{m.node_id} must be a voter or not, not {m.voter!r}")
+    if type(m.attributes) is not tuple or len(m.attributes) > MAX_ATTRIBUTES:
+        raise ValueError(f"the attributes of {m.node_id} must be a tuple of {MAX_ATTRIBUTES} pairs")
+    for pair in m.attributes:
+        if type(pair) is not tuple or len(pair) != 2:
+            raise ValueError(f"an attribute of {m.node_id} is not a pair")
+        for text in pair:
+            _check_text(f"an attribute of {m.node_id}", text, MAX_ATTRIBUTE_BYTES)
+
+
+def _check_text(what: str, value: object, max_bytes: int) -> None:
+    if type(value) is not str:
+        raise ValueError(f"{what} must be text, not {value!r}")
+    if len(value.encode()) > max_bytes:
+        raise ValueError(f"{what} is longer than {max_bytes} bytes")
 
 
 # -- which configuration follows which ----------------------------------------------------------
@@ -126,6 +176,18 @@ def plan_change(
         ValueError: ``members`` can not be.
     """
     check_wanted(current, members)
+    first = _first_of(current, members, lease, leader)
+    # What this leader could not read back, nobody can, and it would stop every node that tries.
+    if decode_configuration(raw := encode_configuration(first)) != first:
+        raise ValueError("these members do not come back from the log as they are")
+    if len(raw) > MAX_CHANGE_BYTES:
+        raise ValueError(f"a configuration of {len(raw)} bytes, more than {MAX_CHANGE_BYTES}")
+    return first
+
+
+def _first_of(
+    current: Configuration, members: tuple[Member, ...], lease: Lease | None, leader: NodeId
+) -> Configuration:
     wanted = {m.node_id: m for m in members}
     voters = tuple(m.node_id for m in members if m.voter)
     if voters == current.voters:
@@ -315,24 +377,24 @@ class ConfigurationStack:
 
     def __init__(self, base_index: int, base: Configuration) -> None:
         self._stack: list[tuple[int, Configuration]] = [(base_index, base)]
+        self._look()
 
-    @property
-    def current(self) -> Configuration:
-        return self._stack[-1][1]
-
-    @property
-    def current_index(self) -> int:
-        return self._stack[-1][0]
+    def _look(self) -> None:
+        """What every step asks for: the configuration in force."""
+        self._last = (self._stack[-1],)
+        self.current_index, self.current = self._stack[-1]
 
     def push(self, index: int, configuration: Configuration) -> None:
         assert index > self._stack[-1][0], "configuration entries are appended in order"
         self._stack.append((index, configuration))
+        self._look()
 
     def truncate(self, from_index: int) -> bool:
         """Entries from ``from_index`` on are gone; True if the configuration in force changed."""
         changed = False
         while len(self._stack) > 1 and self._stack[-1][0] >= from_index:
             self._stack.pop()
+            self._look()
             changed = True
         return changed
 
@@ -347,6 +409,8 @@ class ConfigurationStack:
 
     def since(self, committed: int) -> tuple[tuple[int, Configuration], ...]:
         """The last configuration at or below ``committed`` and all after it, oldest first."""
+        if self.current_index <= committed:
+            return self._last
         first = len(self._stack) - 1
         while first > 0 and self._stack[first][0] > committed:
             first -= 1
@@ -354,7 +418,7 @@ class ConfigurationStack:
 
     def between(self, after: int, last: int) -> tuple[tuple[int, Configuration], ...]:
         """The configurations above ``after`` up to ``last``, oldest first."""
-        if self._stack[-1][0] <= after:
+        if self.current_index <= after:
             return ()
         return tuple(item for item in self._stack if after < item[0] <= last)
 
@@ -364,9 +428,3 @@ class ConfigurationStack:
             if position <= index:
                 return configuration
         raise AssertionError(f"no configuration known at {index}")
-
-
-def is_voter(configuration: Configuration, node_id: NodeId) -> bool:
-    """Whether that node may vote and be counted under ``configuration``, joint or not."""
-    member = configuration.member(node_id)
-    return (member is not None and member.voter) or node_id in configuration.old_voters

@@ -91,11 +91,15 @@ class Progress:
     asked_ns: int = 0
     #: answers to what was sent before are those of somebody else, who had its id (rule 24)
     after_sequence: int = -1
+    #: the same of heartbeats: the newest read counter that was sent before
+    after_counter: int = -1
     #: it rejected what it had acknowledged: it lost data, and counts for nothing any more
     regressed: bool = False
     #: what its newest reply said of it, and when that came
     health: Health = field(default_factory=Health)
     health_ns: int | None = None
+    #: snapshots that were sent whole and could not be installed, since the last that was
+    failed_installs: int = 0
     #: no snapshot chunk before this, by the limit on their rate
     paced_until_ns: int = 0
 
@@ -114,13 +118,13 @@ class Progress:
         """What counts towards a quorum."""
         return self.match_index if self.counts else 0
 
-    def restart(self, sequence: int) -> None:
+    def restart(self, sequence: int, counter: int) -> None:
         """It came back in quarantine: what it acknowledged before proves nothing any more, nor do
-        answers under way to requests up to ``sequence``."""
+        answers under way to requests up to ``sequence`` and heartbeats up to ``counter``."""
         self.state = ProgressState.PROBE
         self._clear()
         self.match_index = self.sent_commit = 0
-        self.after_sequence = sequence
+        self.after_sequence, self.after_counter = sequence, counter
         self.regressed = False
 
     def become_probe(self) -> None:

@@ -8,8 +8,17 @@ quorum *without* this node, names that index. Whatever was ever committed by thi
 or below it. Once the node holds the leader's log durably up to there, nothing that it promised is
 missing any more. No such quorum: it stays in quarantine, through restarts too.
 
-That the index was confirmed after the quarantine began rests on connections that do not outlive a
-process: no message reaches a run that was sent to an earlier one.
+Only a leader that still leads may name it. One that was deposed with this node's vote does not know
+of what was committed since, and a node that has forgotten that vote would believe it. Two things
+keep such a leader from letting it out:
+
+* Term and vote must be vouched for, by a FLOOR that did not go back with the log. If not, the
+  quarantine is *final*: there is no way out but to remove the node and let it join again.
+* The quorum without the node must have answered heartbeats that were sent after the leader had
+  heard of the quarantine, and so still follow it.
+
+That what a node hears is meant for this run rests on connections that do not outlive a process: no
+message reaches a run that was sent to an earlier one.
 """
 
 from __future__ import annotations
@@ -24,9 +33,10 @@ from raftcore.core.types import NodeId, Position
 # -- the node itself ----------------------------------------------------------------------------
 
 
-def begin(s: CoreState) -> None:
+def begin(s: CoreState, *, final: bool) -> None:
     """This run begins in quarantine."""
     s.quarantined = True
+    s.quarantine_final = final
     s.verified = Position(0, 0)
 
 
@@ -46,7 +56,7 @@ def provable_commit(s: CoreState, m: Heartbeat) -> int:
 
 def on_heartbeat(s: CoreState, m: Heartbeat) -> None:
     """A leader of our term, which is at least the one that we remember, names the way out."""
-    if s.quarantined and m.release_index > 0:
+    if s.quarantined and not s.quarantine_final and m.release_index > 0:
         s.release_index = m.release_index
 
 
@@ -79,7 +89,7 @@ def release_index(s: CoreState, leadership: Leadership, peer: NodeId, progress: 
     if not progress.health.quarantined:
         return 0
     committed = s.log.committed
-    if committed < leadership.first_index:
+    if committed < leadership.first_index or not _still_followed(s, leadership, peer, progress):
         return 0
 
     def match(node: NodeId) -> int:
@@ -88,3 +98,18 @@ def release_index(s: CoreState, leadership: Leadership, peer: NodeId, progress: 
         return s.log.durable if node == s.node_id else leadership.progress[node].counted_match
 
     return committed if quorum_value(s.configuration, match) >= committed else 0
+
+
+def _still_followed(s: CoreState, leadership: Leadership, peer: NodeId, progress: Progress) -> bool:
+    """Whether a quorum without ``peer`` has answered what was sent after its quarantine became
+    known here."""
+
+    def answered(node: NodeId) -> int:
+        if node == peer:
+            return 0
+        if node == s.node_id:
+            return 1
+        other = leadership.progress[node]
+        return int(other.counts and other.read_counter > progress.after_counter)
+
+    return quorum_value(s.configuration, answered) == 1

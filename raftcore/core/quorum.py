@@ -22,8 +22,7 @@ def majority_size(voters: Sequence[NodeId]) -> int:
 
 def _majority_value(voters: Sequence[NodeId], value_of: Callable[[NodeId], int]) -> int:
     """The largest value that a majority of ``voters`` has reached."""
-    values = sorted((value_of(voter) for voter in voters), reverse=True)
-    return values[majority_size(voters) - 1]
+    return sorted(map(value_of, voters))[-majority_size(voters)]
 
 
 def quorum_value(configuration: Configuration, value_of: Callable[[NodeId], int]) -> int:

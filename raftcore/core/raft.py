@@ -63,7 +63,7 @@ class RecoveredState:
     is in force at ``base_index`` (the snapshot's, or an empty one at 0) and ``configurations`` are
     the configuration entries after it. ``commit_hint`` is a lower bound of the commit index and
     ``applied`` what the state machine holds. A node that is ``quarantined`` lost something that it
-    had said was durable (D3).
+    had said was durable (D3); ``quarantine_final`` if nothing vouches for the hard state either.
     """
 
     hard_state: HardState
@@ -78,6 +78,7 @@ class RecoveredState:
     commit_hint: int
     applied: int
     quarantined: bool = False
+    quarantine_final: bool = False
 
 
 class Raft:
@@ -123,7 +124,7 @@ class Raft:
             configurations.push(index, configuration)
         s = CoreState(config, log, configurations, recovered.hard_state, rng, now_ns)
         if recovered.quarantined:
-            quarantine.begin(s)
+            quarantine.begin(s, final=recovered.quarantine_final)
         lease.begin_wait(s)
         election.reset_election_timer(s)
         if s.voters() == [s.node_id]:
@@ -139,8 +140,9 @@ class Raft:
         Raises:
             MisuseError: the driver broke the contract; nothing changed.
             PeerViolationError: the message was impossible; it had no effect.
-            InvariantError: the node must stop. Every later step raises it again; so it is with any
-                other exception.
+            InvariantError: the node must stop, also because something was refused only after it
+                had had an effect. Every later step raises it again; so it is with any other
+                exception.
         """
         s = self._s
         if self._failed is not None:
@@ -156,9 +158,12 @@ class Raft:
             self._settle()
             return s.flush()
         except (MisuseError, PeerViolationError) as error:
-            if s.staged:  # what is refused must have no effect
-                self._failed = error
-            raise
+            if not s.staged:
+                raise
+            # What is refused must have no effect. A refusal that comes too late is not the peer's
+            # or the driver's matter any more: this state is not to be gone on from.
+            self._failed = InvariantError(f"refused only after it had an effect: {error}")
+            raise self._failed from error
         except Exception as error:
             # Whatever it was, it left the state between two valid ones: never go on from there.
             self._failed = error
@@ -173,14 +178,16 @@ class Raft:
             if s.handed_over is not None:
                 return min(s.election_deadline_ns, s.handed_over.deadline_ns)
             return s.election_deadline_ns
-        deadline = min(
+        deadlines = [
             leadership.heartbeat_deadline_ns,
             election.quorum_contact_ns(s, leadership) + s.election_timeout_ns,
-        )
+            *snapshots.feeds_due_ns(leadership),
+        ]
         if leadership.transfer is not None:
-            deadline = min(deadline, leadership.transfer.deadline_ns)
-        extra = (health.next_check_ns(s), snapshots.next_feed_ns(leadership))
-        return min((deadline, *(ns for ns in extra if ns is not None)))
+            deadlines.append(leadership.transfer.deadline_ns)
+        if s.unfinished_writes and not health.is_stalled(s):
+            deadlines.append(health.stall_ns(s))
+        return min(deadlines)
 
     def _settle(self) -> None:
         """What follows from any event: commit, reads, apply, hand-over."""
@@ -214,6 +221,11 @@ class Raft:
         return self._s.configurations.current_index
 
     @property
+    def committed_configuration(self) -> Configuration:
+        """The last one that is known to be committed, so that it can not go back."""
+        return self._s.configurations.committed(self._s.log.committed)[1]
+
+    @property
     def peers(self) -> tuple[Member, ...]:
         """Whom this node talks to; :class:`~raftcore.core.effects.PeersChanged` says when that
         changes."""
@@ -229,8 +241,30 @@ class Raft:
         return self._s.configurations.at(index)
 
     @property
+    def role(self) -> Role:
+        return self._s.role
+
+    @property
     def is_leader(self) -> bool:
         return self._s.role is Role.LEADER
+
+    @property
+    def pending_reads(self) -> int:
+        """Reads that wait for confirmation or to be applied."""
+        return self._s.pending_reads
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """On a leader: what takes up room for proposals."""
+        leadership = self._s.leadership
+        return 0 if leadership is None else leadership.uncommitted_bytes
+
+    @property
+    def inflight_messages(self) -> int:
+        """On a leader: the most appends that any peer has not answered."""
+        leadership = self._s.leadership
+        peers = () if leadership is None else leadership.progress.values()
+        return max((len(peer.inflight) for peer in peers), default=0)
 
     @property
     def quorum_contact_ns(self) -> int | None:
@@ -396,6 +430,10 @@ def _on_transfer_requested(s: CoreState, event: ev.TransferRequested) -> None:
     transfer.request(s, event.target)
 
 
+def _on_transfer_aborted(s: CoreState, _event: ev.TransferAborted) -> None:
+    transfer.abort(s)
+
+
 def _on_membership_requested(s: CoreState, event: ev.MembershipRequested) -> None:
     change.request(s, event)
 
@@ -426,6 +464,7 @@ _EVENTS: dict[type[ev.Event], Callable[[CoreState, Any], None]] = {
     ev.SnapshotInstalled: _on_snapshot_installed,
     ev.SnapshotChunkRead: _on_snapshot_chunk_read,
     ev.TransferRequested: _on_transfer_requested,
+    ev.TransferAborted: _on_transfer_aborted,
     ev.MembershipRequested: _on_membership_requested,
     ev.PeerUnreachable: _on_peer_unreachable,
     ev.QuarantineEnded: lambda s, _event: quarantine.on_ended(s),

@@ -19,10 +19,7 @@ from raftcore.core.types import NodeId
 def request(s: CoreState, read_id: int, *, by_lease: bool) -> None:
     """A read asked for on this node. With ``by_lease`` a leader that holds a lease does not ask
     anybody; the position is that of now, when the lease is known to hold (rules 35, 36)."""
-    pending = len(s.remote_reads) + len(s.confirmed_reads)
-    if s.leadership is not None:
-        pending += len(s.leadership.reads) + len(s.leadership.reads_before_commit)
-    if pending >= s.config.max_pending_reads:
+    if s.pending_reads >= s.config.max_pending_reads:
         s.emit(ReadRefused(read_id, RefusalReason.OVERLOADED, s.leader_id))
     elif by_lease and lease.is_valid(s):
         _wait_for_apply(s, read_id, s.log.committed)

@@ -163,7 +163,7 @@ def _on_rejection(
     """Back to where both logs may agree; each probe falls by at least one term (rule 25)."""
     if request.proven and progress.health.quarantined:
         # It went back once more, before we heard that it had been let out: that is known to it.
-        progress.restart(leadership.sequence)
+        progress.restart(leadership.sequence, leadership.close_counter())
     elif request.proven:
         # It acknowledged this position before the request was sent and denies it now: its disk went
         # back. Probing it again could never end, and counting it could lose a committed entry.
@@ -230,13 +230,16 @@ def _ask_again(s: CoreState, leadership: Leadership, peer: NodeId, progress: Pro
 
 def announce_commit(s: CoreState, leadership: Leadership) -> None:
     """Tell followers of a new commit index now, if no append of this step already did."""
+    committed = s.log.committed
     for peer, progress in leadership.progress.items():
-        if min(s.log.committed, progress.match_index) > progress.sent_commit:
+        if progress.sent_commit < committed and progress.sent_commit < progress.match_index:
             send_heartbeat(s, leadership, peer, progress)
 
 
 def advance_commit(s: CoreState, leadership: Leadership) -> None:
     """Commit what a quorum holds durably, if it is of this term (3.6.2, Figure 3.7)."""
+    if s.log.committed == s.log.last_index:
+        return
 
     def match(node: NodeId) -> int:
         return s.log.durable if node == s.node_id else leadership.progress[node].counted_match
@@ -329,7 +332,7 @@ def hand_out(s: CoreState) -> None:
     """Give the state machine its next batch; one batch is out at a time, so batches grow under
     load by themselves."""
     log = s.log
-    if log.handed != log.applied or s.reading_to_apply is not None:
+    if log.handed != log.applied or log.handed == log.committed or s.reading_to_apply is not None:
         return
     if s.incoming is not None and s.incoming.installing:
         return

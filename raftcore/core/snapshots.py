@@ -65,10 +65,10 @@ def feed(s: CoreState, peer: NodeId, progress: Progress) -> None:
     s.emit(ReadSnapshotChunk(peer, current.meta, current.offset, limit))
 
 
-def next_feed_ns(leadership: Leadership) -> int | None:
-    """When the next chunk that only waits for its time may be read; None if none does."""
-    feeds = (progress.feed for progress in leadership.progress.values())
-    return min((f.due_ns for f in feeds if f is not None and f.due_ns is not None), default=None)
+def feeds_due_ns(leadership: Leadership) -> list[int]:
+    """When the chunks may be read that only wait for their time."""
+    feeds = [p.feed for p in leadership.progress.values() if p.feed is not None]
+    return [feed.due_ns for feed in feeds if feed.due_ns is not None]
 
 
 def on_tick(s: CoreState, leadership: Leadership) -> None:
@@ -121,6 +121,7 @@ def on_reply(s: CoreState, progress: Progress, m: SnapshotReply) -> None:
     otherwise each chunk that was sent twice would be followed by two, for ever.
     """
     if m.installed:
+        progress.failed_installs = 0
         progress.acknowledge(m.index)
         check_caught_up(s, progress)
         if progress.feed is not None and m.sequence == progress.feed.sequence:
@@ -135,6 +136,7 @@ def on_reply(s: CoreState, progress: Progress, m: SnapshotReply) -> None:
             # It had everything and threw it away: damaged here or on the way, or it started anew.
             pause_ns = _doubled(s.election_timeout_ns, current.failures)
             current.start_over(s.now_ns + pause_ns)
+            progress.failed_installs += 1
         else:
             current.advance(wanted)
     elif wanted > current.offset:

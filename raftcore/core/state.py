@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING
 
 from raftcore.core.catchup import Departing, Staging
@@ -25,7 +25,7 @@ from raftcore.core.effects import (
 )
 from raftcore.core.errors import MisuseError
 from raftcore.core.log import RaftLog
-from raftcore.core.membership import ConfigurationStack, decode_configuration, is_voter, target_of
+from raftcore.core.membership import ConfigurationStack, decode_configuration, target_of
 from raftcore.core.messages import Message
 from raftcore.core.progress import Progress
 from raftcore.core.types import (
@@ -57,7 +57,7 @@ class Role(Enum):
     LEADER = "leader"
 
 
-class WaitFor(Enum):
+class WaitFor(IntEnum):
     """What must be durable before a message may leave."""
 
     NOTHING = 0  #: a leader's own messages: its term became durable before it was elected
@@ -136,6 +136,12 @@ class Leadership:
         self.sequence += 1
         return self.sequence
 
+    def close_counter(self) -> int:
+        """The newest read counter that was sent so far; what is sent from now on has a later one,
+        so that its echoes can be told from those of before."""
+        self.read_counter += 1
+        return self.read_counter - 1
+
 
 @dataclass(slots=True)
 class Candidacy:
@@ -171,6 +177,7 @@ class CoreState:
         now_ns: int,
     ) -> None:
         self.config = config
+        self.node_id = config.node_id
         self.log = log
         self.configurations = configurations
         self.rng = rng
@@ -200,6 +207,7 @@ class CoreState:
         #: durable writes under way: sequence and when it was issued, oldest first
         self.unfinished_writes: deque[tuple[int, int]] = deque()
         self.quarantined = False
+        self.quarantine_final = False  #: nothing vouches for its term and vote: there is no way out
         self.release_index: int | None = None  #: what ends the quarantine, once a leader said it
         self.ending_quarantine = False
         #: how far an append of that term has shown the log to be its leader's, if this run began in
@@ -220,10 +228,6 @@ class CoreState:
     # -- who we are -----------------------------------------------------------------------------
 
     @property
-    def node_id(self) -> NodeId:
-        return self.config.node_id
-
-    @property
     def configuration(self) -> Configuration:
         return self.configurations.current
 
@@ -232,13 +236,16 @@ class CoreState:
         return self.is_voter_of(self.configuration)
 
     def is_voter_of(self, configuration: Configuration) -> bool:
-        return self.is_member_of(configuration) and is_voter(configuration, self.node_id)
+        member = self._own_member(configuration)
+        return member is not None and (member.voter or self.node_id in configuration.old_voters)
 
     def is_member_of(self, configuration: Configuration) -> bool:
-        """Not if it has our id under another incarnation: that was somebody else (rule 43)."""
-        member = configuration.member(self.node_id)
-        own = self.config.incarnation
-        return member is not None and (not own or member.incarnation == own)
+        return self._own_member(configuration) is not None
+
+    def _own_member(self, configuration: Configuration) -> Member | None:
+        """None if it has our id under another incarnation: that was somebody else (rule 43)."""
+        member, own = configuration.member(self.node_id), self.config.incarnation
+        return None if member is not None and own and member.incarnation != own else member
 
     @property
     def election_timeout_ns(self) -> int:
@@ -257,6 +264,14 @@ class CoreState:
             found |= {m.node_id: m for m in configuration.members}
         found.pop(self.node_id, None)
         return tuple(found[node] for node in sorted(found))
+
+    @property
+    def pending_reads(self) -> int:
+        """Reads that wait for confirmation or to be applied."""
+        pending = len(self.remote_reads) + len(self.confirmed_reads)
+        if self.leadership is not None:
+            pending += len(self.leadership.reads) + len(self.leadership.reads_before_commit)
+        return pending
 
     def voters(self) -> list[NodeId]:
         configuration = self.configuration
@@ -331,11 +346,12 @@ class CoreState:
         if self._hard_state_changed or self._new_entries or self._truncate_from is not None:
             effects.append(self._persist())
         effects += self._changed_peers()
-        effects += self._marked_sends()
-        notifications = [e for e in self._effects if isinstance(e, Notification)]
-        effects += [e for e in self._effects if not isinstance(e, Notification)]
-        effects += notifications
-        self._effects, self._sends = [], []
+        if self._sends:
+            effects += self._marked_sends()
+            self._sends = []
+        if self._effects:
+            effects += sorted(self._effects, key=_is_notification)  # otherwise in their order
+            self._effects = []
         return effects
 
     def _changed_peers(self) -> list[Effect]:
@@ -360,11 +376,7 @@ class CoreState:
         The marks do not ascend: term and vote may have been written long before the entries that
         an earlier message of the same step or of another waits for.
         """
-        marks = {
-            WaitFor.NOTHING: None,
-            WaitFor.HARD_STATE: self._hard_mark,
-            WaitFor.EVERYTHING: self.log.last_issued,
-        }
+        marks = (None, self._hard_mark, self.log.last_issued)  # by WaitFor
         return [Send(to, message, marks[wait_for]) for to, message, wait_for in self._sends]
 
     def _persist(self) -> Persist:
@@ -393,3 +405,7 @@ class CoreState:
         if now != self._announced:
             self._announced = now
             self.emit(LeadershipChanged(self.role.value, self.term, self.leader_id))
+
+
+def _is_notification(effect: Effect) -> bool:
+    return isinstance(effect, Notification)

@@ -56,6 +56,7 @@ class Status:
     peers: tuple[PeerStatus, ...]
     not_leader_because: str | None
     quarantined: bool
+    quarantine_final: bool
     stalled: bool
     write_age_ms: int
     lease_remaining_ms: int | None
@@ -71,9 +72,6 @@ class Status:
 def status_of(s: CoreState) -> Status:
     """A picture of ``s`` as it is now."""
     leadership = s.leadership
-    pending = len(s.remote_reads) + len(s.confirmed_reads)
-    if leadership is not None:
-        pending += len(leadership.reads) + len(leadership.reads_before_commit)
     contact = s.leader_contact_ns
     return Status(
         node_id=s.node_id,
@@ -90,11 +88,12 @@ def status_of(s: CoreState) -> Status:
         voters=s.configuration.voters,
         learners=s.configuration.learners,
         uncommitted_bytes=leadership.uncommitted_bytes if leadership else 0,
-        pending_reads=pending,
+        pending_reads=s.pending_reads,
         leader_contact_age_ms=None if contact is None else (s.now_ns - contact) // MS,
         peers=tuple(_peer_statuses(s, leadership)) if leadership else (),
         not_leader_because=_why_not_leader(s),
         quarantined=s.quarantined,
+        quarantine_final=s.quarantine_final,
         stalled=health.is_stalled(s),
         write_age_ms=health.write_age_ns(s) // MS,
         lease_remaining_ms=_lease_remaining_ms(s),
@@ -180,6 +179,8 @@ def _why_not_leader(s: CoreState) -> str | None:
 
 
 def _way_out(s: CoreState) -> str:
+    if s.quarantine_final:
+        return "nothing vouches for how it voted: remove it and let it join again"
     if s.release_index is None:
         return "no quorum without it has confirmed yet what it must hold"
     return f"it must hold the leader's log up to {s.release_index}"

@@ -2,7 +2,7 @@
 
 While it is under way proposals are refused, so that the target can catch up; when the target holds
 the whole log it is told to campaign at once. If that does not end this leadership within one
-election timeout the transfer is given up and proposals are accepted again.
+election timeout, or is aborted before, the transfer is given up and proposals are accepted again.
 
 Losing the leadership is not the end of it: somebody else may have won. The outcome is a success
 only once this node hears the target lead a later term.
@@ -11,7 +11,7 @@ only once this node hears the target lead a later term.
 from __future__ import annotations
 
 from raftcore.core import election, health, replication
-from raftcore.core.effects import TransferFinished
+from raftcore.core.effects import TransferFinished, TransferRefusal
 from raftcore.core.messages import TimeoutNow
 from raftcore.core.state import CoreState, Leadership, Role, Transfer, WaitFor
 from raftcore.core.types import NodeId
@@ -20,20 +20,24 @@ from raftcore.core.types import NodeId
 def request(s: CoreState, target: NodeId | None) -> None:
     leadership = s.leadership
     if leadership is None:
-        s.emit(TransferFinished(False, target, "this node does not lead"))
+        _refuse(s, target, TransferRefusal.NOT_LEADER, "this node does not lead")
         return
     if leadership.transfer is not None:
-        s.emit(TransferFinished(False, target, "a transfer is under way already"))
+        _refuse(s, target, TransferRefusal.IN_PROGRESS, "a transfer is under way already")
         return
     chosen = target or best_target(s, leadership, s.configuration.voters)
     if chosen is None or chosen == s.node_id or chosen not in s.configuration.voters:
-        s.emit(TransferFinished(False, target, "there is no other voter to hand over to"))
+        _refuse(s, target, TransferRefusal.NO_TARGET, "there is no other voter to hand over to")
         return
     if not health.can_lead(s, leadership.progress[chosen]):
-        s.emit(TransferFinished(False, target, f"the disk of {chosen} is not healthy"))
+        _refuse(s, target, TransferRefusal.NO_TARGET, f"the disk of {chosen} is not healthy")
         return
     leadership.transfer = Transfer(chosen, s.now_ns + s.election_timeout_ns)
     proceed(s, leadership)
+
+
+def _refuse(s: CoreState, target: NodeId | None, refusal: TransferRefusal, detail: str) -> None:
+    s.emit(TransferFinished(False, target, detail, refusal=refusal))
 
 
 def hand_over(s: CoreState, leadership: Leadership, among: tuple[NodeId, ...]) -> bool:
@@ -79,11 +83,23 @@ def proceed(s: CoreState, leadership: Leadership) -> None:
 def check_deadline(s: CoreState, leadership: Leadership) -> None:
     transfer = leadership.transfer
     if transfer is not None and s.now_ns >= transfer.deadline_ns:
-        leadership.transfer = None
-        if transfer.requested:
-            sent = transfer.timeout_now_sent  # it may obey yet
-            detail = "the target did not take over in time"
-            s.emit(TransferFinished(False, transfer.target, detail, unknown=sent))
+        _give_up(s, leadership, transfer, "the target did not take over in time")
+
+
+def abort(s: CoreState) -> None:
+    """Somebody wants to keep this leadership after all. Once it is lost there is nothing to abort:
+    :func:`settle_handed_over` tells what came of it."""
+    leadership = s.leadership
+    if leadership is not None and leadership.transfer is not None:
+        _give_up(s, leadership, leadership.transfer, "the transfer was aborted")
+
+
+def _give_up(s: CoreState, leadership: Leadership, transfer: Transfer, detail: str) -> None:
+    """This leader goes on; proposals are accepted again."""
+    leadership.transfer = None
+    if transfer.requested:
+        sent = transfer.timeout_now_sent  # it may obey yet
+        s.emit(TransferFinished(False, transfer.target, detail, unknown=sent))
 
 
 def settle_handed_over(s: CoreState) -> None:

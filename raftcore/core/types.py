@@ -6,7 +6,7 @@ entries are data stamped by a leader; nothing in the core decides by them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 NodeId = str
@@ -82,6 +82,22 @@ class Member:
     voter: bool = True
     attributes: tuple[tuple[str, str], ...] = ()
 
+    def __repr__(self) -> str:
+        """For people: the incarnation is cut to what tells two of them apart."""
+        shown = [repr(self.node_id), repr(self.address), f"incarnation={_short(self.incarnation)}"]
+        if not self.voter:
+            shown.append("voter=False")
+        if self.attributes:
+            shown.append(f"attributes={self.attributes!r}")
+        return f"Member({', '.join(shown)})"
+
+
+def _short(incarnation: object) -> str:
+    """The first eight hex digits."""
+    if not isinstance(incarnation, bytes):
+        return repr(incarnation)
+    return incarnation.hex()[:8] + ("..." if len(incarnation) > 4 else "")
+
 
 #: The newest feature level of this program, and that of clusters made by release 0.1.
 FEATURE_LEVEL = 2
@@ -138,28 +154,36 @@ class Configuration:
     retired: tuple[bytes, ...] = ()
     lease: Lease | None = None
     level: int = FEATURE_LEVEL
+    # What follows from the above, worked out once: every step of the core asks for it.
+    voters: tuple[NodeId, ...] = field(init=False, repr=False, compare=False)
+    learners: tuple[NodeId, ...] = field(init=False, repr=False, compare=False)
+    _by_id: dict[NodeId, Member] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         ids = [member.node_id for member in self.members]
         if ids != sorted(set(ids)):
             raise ValueError("members must be sorted by node id, without repeats")
+        learners = (m for m in self.members if not m.voter and m.node_id not in self.leaving)
+        known = {
+            "voters": tuple(m.node_id for m in self.members if m.voter),
+            "learners": tuple(m.node_id for m in learners),
+            "_by_id": dict(zip(ids, self.members, strict=True)),
+        }
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
 
-    @property
-    def voters(self) -> tuple[NodeId, ...]:
-        return tuple(m.node_id for m in self.members if m.voter)
-
-    @property
-    def learners(self) -> tuple[NodeId, ...]:
-        return tuple(
-            m.node_id for m in self.members if not m.voter and m.node_id not in self.leaving
-        )
+    def __repr__(self) -> str:
+        """For people: nothing that is as it mostly is, and incarnations cut short."""
+        special = ("old_voters", "leaving", "target", "lease")
+        shown = [repr(self.cluster_id), f"members={self.members!r}"]
+        shown += [f"{name}={value!r}" for name in special if (value := getattr(self, name))]
+        if self.retired:
+            shown.append(f"retired=({', '.join(map(_short, self.retired))})")
+        return f"Configuration({', '.join(shown)}, level={self.level})"
 
     def member(self, node_id: NodeId) -> Member | None:
         """The member of that id, or None."""
-        for m in self.members:
-            if m.node_id == node_id:
-                return m
-        return None
+        return self._by_id.get(node_id)
 
 
 @dataclass(frozen=True, slots=True)

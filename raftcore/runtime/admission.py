@@ -18,8 +18,12 @@ from raftcore.errors import (
 
 logger = logging.getLogger(__name__)
 
-#: Says whether a node that asks may become a member; asked again whenever that node asks again.
 JoinPolicy = Callable[[Member], Awaitable[bool]]
+"""Says whether a node that asks may become a member, as the :class:`Member` that it would be.
+
+Awaited on the leader, once more whenever that node asks again. What it raises is logged, and the
+node is refused for this time.
+"""
 
 
 class Admission:
@@ -49,19 +53,18 @@ class Admission:
         """Who asked and is no member, the newest last."""
         return tuple(self._asked.values())
 
-    async def ask(
-        self, joiner: Member, configuration: Callable[[], Configuration]
-    ) -> Configuration:
-        """Let ``joiner`` in, or say why not.
+    async def ask(self, joiner: Member, committed: Callable[[], Configuration]) -> Configuration:
+        """Let ``joiner`` in, or say why not, by the last ``committed`` configuration.
 
-        Returns once the configuration in force has it: the joiner must run to catch up, and does
-        so only after this answer.
+        One that is in force and not committed may go back: a joiner that was told of it would ask
+        no more and be lost. Returns once the joiner is in, and before it has caught up: it must run
+        for that, and does so only after this answer.
 
         Raises:
             RefusedError: it may not, or not now.
         """
-        if is_member(configuration(), joiner):
-            return configuration()
+        if is_member(committed(), joiner):
+            return committed()
         self._asked[joiner.node_id] = joiner
         self._asked.move_to_end(joiner.node_id)
         while len(self._asked) > self._limit:
@@ -73,7 +76,7 @@ class Admission:
             adding = asyncio.get_running_loop().create_task(self._bring_in(joiner))
             self._adding[joiner.node_id] = adding
             adding.add_done_callback(_look_at)
-        while not is_member(configuration(), joiner):
+        while not is_member(committed(), joiner):
             if adding.cancelled():
                 raise StoppedError("the node stops")
             if adding.done():
@@ -81,7 +84,7 @@ class Admission:
             if self._changed is None:
                 self._changed = asyncio.get_running_loop().create_future()
             await asyncio.wait({adding, self._changed}, return_when=asyncio.FIRST_COMPLETED)
-        return configuration()
+        return committed()
 
     async def _bring_in(self, joiner: Member) -> None:
         try:
@@ -92,8 +95,8 @@ class Admission:
         finally:
             del self._adding[joiner.node_id]
 
-    def on_configuration(self, configuration: Configuration) -> None:
-        """Another configuration is in force."""
+    def on_committed(self, configuration: Configuration) -> None:
+        """Another configuration is committed."""
         for member in configuration.members:
             asked = self._asked.get(member.node_id)
             if asked is not None and asked.incarnation == member.incarnation:

@@ -23,7 +23,7 @@ from raftcore.core.errors import PeerViolationError
 from raftcore.core.messages import Message
 from raftcore.core.raft import Raft
 from raftcore.core.types import Configuration, Entry, Member, NodeId
-from raftcore.errors import OutcomeUnknownError, StoppedError
+from raftcore.errors import OutcomeUnknownError, StateMachineError, StoppedError
 from raftcore.runtime import waiters
 from raftcore.runtime.maintenance import Maintenance
 from raftcore.runtime.observer import Observer
@@ -75,7 +75,7 @@ class Driver:
         self.observer = observer
         self.counters = observer.counters
         self.proposals = waiters.Proposals(options.max_pending_proposals)
-        self.reads = waiters.Reads(runtime.rng.getrandbits(READ_ID_BITS))
+        self.reads = waiters.Reads(runtime.rng.getrandbits(READ_ID_BITS), config.max_pending_reads)
         self.waits = waiters.AppliedWaits(options.max_pending_waits)
         self.transfers: waiters.Answers[fx.TransferFinished] = waiters.Answers()
         self.changes: waiters.Answers[tuple[fx.MembershipFinished, Configuration]] = (
@@ -83,6 +83,8 @@ class Driver:
         )
         self.leadership_callbacks: list[LeadershipCallback] = []
         self.configuration_callbacks: list[ConfigurationCallback] = []
+        #: told each configuration that is committed: unlike one in force it can not go back
+        self.committed_callbacks: list[ConfigurationCallback] = []
         self.disk_full = False
         self.removed: str | None = None
         self.quarantine: str | None = None
@@ -98,17 +100,19 @@ class Driver:
         self._recovered = False
         self._outbox = Outbox(self._give, self.now_ns)
         self._peers: tuple[Member, ...] = ()
+        self._configured: tuple[Configuration, tuple[Member, ...]] | None = None
         self._free_bytes: int | None = None
+        self._committed = (0, Configuration("", ()))
         self._pending: deque[ev.Event] = deque()
         self._stepping = False
         self._step_ns = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_deadline_ns = 0
-        self._log_worker, self._apply_worker, self._snapshot_worker, self._read_worker = (
+        self._apply_worker, self._snapshot_worker, self._log_worker, self._read_worker = (
             self._workers
         ) = [
             runtime.start_worker(f"raft-{name}-{config.node_id}", self._on_worker_error)
-            for name in ("log", "apply", "snapshot", "read")
+            for name in ("apply", "snapshot", "log", "read")
         ]
         self.writer = LogWriter(
             storage,
@@ -164,7 +168,10 @@ class Driver:
         return recovery
 
     def run(self) -> None:
-        """From here on time passes: recovered and connected, take part."""
+        """From here on time passes: recovered and connected, take part. Nothing happens if it has
+        failed already."""
+        if self._closed:
+            return
         status = self.raft.status()
         self.observer.started(
             status.term, status.last_index, status.commit_index, self._rebuilt, self.quarantine
@@ -173,11 +180,16 @@ class Driver:
         self.deliver(ev.Tick(self.now_ns()))
 
     def configure_transport(self) -> None:
-        self._transport.configure(self.raft.configuration, self._peers)
+        """Tell the transport who is who, unless this step has done so already."""
+        wanted = (self.raft.configuration, self._peers)
+        if wanted != self._configured:
+            self._configured = wanted
+            self._transport.configure(*wanted)
 
     def close(self) -> None:
         """Step no more and send nothing more (I19)."""
         self._closed = True
+        self.snapshotting_stopped.set()
         self._outbox.clear()
         self._pending.clear()
         if self._recovered:
@@ -200,11 +212,14 @@ class Driver:
     async def stop_workers(self) -> bool:
         """Let the workers finish what they were given, then end them; False if one hangs, so that
         what they use must not be closed under them."""
-        self.snapshotting_stopped.set()
-        ended = await asyncio.gather(
-            *(self._loop.run_in_executor(None, w.stop, WORKER_STOP_S) for w in self._workers)
-        )
-        return all(ended)
+        deadline_s = self._loop.time() + WORKER_STOP_S
+        ended = True
+        # Who hands work on comes before who is handed it, so that nothing begun is left lying: a
+        # view of the machine is closed by the snapshot thread, what it wrote is adopted by the log.
+        for worker in self._workers:
+            left_s = max(deadline_s - self._loop.time(), 0.0)
+            ended &= await self._loop.run_in_executor(None, worker.stop, left_s)
+        return ended
 
     def _on_worker_error(self, error: BaseException) -> None:
         self._post(lambda: self._fail(error))
@@ -256,6 +271,8 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - the first failure is final
             self._fail(error)
             return
+        if self.raft.commit_index != self._committed[0]:
+            self._note_committed()
         try:
             for effect in effects:
                 _EXECUTORS[type(effect)](self, effect)
@@ -265,6 +282,14 @@ class Driver:
         if not self._closed:
             self.observer.stepped(self.raft.commit_index, self.raft.term)
             self._arm_timer()
+
+    def _note_committed(self) -> None:
+        """The commit index moved, and perhaps past a configuration."""
+        configuration = self.raft.committed_configuration
+        if configuration is not self._committed[1]:
+            for callback in self.committed_callbacks:
+                self._loop.call_soon(callback, configuration)
+        self._committed = (self.raft.commit_index, configuration)
 
     def _arm_timer(self) -> None:
         """Deadlines mostly move away: a timer that fires early is cheaper than one per message."""
@@ -320,6 +345,8 @@ class Driver:
         self.deliver(ev.WriteDurable(self.now_ns(), written.mark))
 
     def _on_maintained(self, free_bytes: int) -> None:
+        if self._closed:
+            return
         self._free_bytes = free_bytes
         full = free_bytes < self.options.min_free_bytes
         if full is not self.disk_full:
@@ -339,8 +366,12 @@ class Driver:
         last = entries[-1]
         position = AppliedPosition(last.index, last.term, self._storage.chain_at(last.index))
         results = self._machine.apply(entries, position)
-        if len(results) != len(entries):
-            raise AssertionError("a state machine returns one result per entry")
+        returned = len(results) if hasattr(results, "__len__") else None
+        if returned != len(entries):
+            raise StateMachineError(
+                f"a state machine returns one result per entry: apply() was given {len(entries)} "
+                f"and returned {returned if returned is not None else type(results).__name__}"
+            )
         duration_ns = self._runtime.clock_ns() - began_ns
         self._post(lambda: self._on_applied(entries, results, duration_ns))
 
@@ -426,6 +457,8 @@ class Driver:
         self.writer.submit(end)
 
     def _quarantine_ended(self, index: int) -> None:
+        if self._closed:
+            return
         self.quarantine = None
         self.observer.quarantine_ended(index)
         self.deliver(ev.QuarantineEnded(self.now_ns()))

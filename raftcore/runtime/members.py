@@ -7,12 +7,13 @@ that from the configuration in force: look, alter one thing, state the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from raftcore.core.effects import MembershipFinished, MembershipOutcome
-from raftcore.core.types import Configuration, Member, NodeId
+from raftcore.core.membership import encode_configuration
+from raftcore.core.types import Configuration, Lease, Member, NodeId
 from raftcore.errors import (
     ChangeInProgressError,
     InvalidChangeError,
@@ -23,12 +24,25 @@ from raftcore.errors import (
     RaftcoreError,
     StaleVersionError,
 )
+from raftcore.naming import check_node_id
+from raftcore.transport.address import parse_address
+from raftcore.transport.checks import (
+    MAX_CONFIGURATION_BYTES,
+    MAX_SETTING,
+    WireError,
+    check_integer,
+    check_member,
+)
 
 #: How long a change may take by default: a new voter has to catch up first.
 CHANGE_TIMEOUT_S = 120.0
 
 #: A configuration and its version, the index of its entry in the log.
 Changed = tuple[Configuration, int]
+
+
+#: Half of what a peer takes: the rest is for removed incarnations and the stages of a change.
+_MAX_MEMBERS_BYTES = MAX_CONFIGURATION_BYTES // 2
 
 
 class Changer(Protocol):
@@ -59,13 +73,15 @@ class MemberCommands:
         self: Changer, member: Member, *, timeout_s: float = CHANGE_TIMEOUT_S
     ) -> Changed:
         """Add a node, or give a learner a vote. It catches up before its vote counts."""
-        return await _change(self, _with(self, replace(member, voter=True)), timeout_s)
+        wanted = replace(_a_member(member), voter=True)
+        return await _change(self, _with(self, wanted), timeout_s)
 
     async def add_learner(
         self: Changer, member: Member, *, timeout_s: float = CHANGE_TIMEOUT_S
     ) -> Changed:
         """Add a node that is sent everything and never votes."""
-        return await _change(self, _with(self, replace(member, voter=False)), timeout_s)
+        wanted = replace(_a_member(member), voter=False)
+        return await _change(self, _with(self, wanted), timeout_s)
 
     async def remove(
         self: Changer, node_id: NodeId, *, timeout_s: float = CHANGE_TIMEOUT_S
@@ -93,7 +109,7 @@ class MemberCommands:
     ) -> Changed:
         """Put ``member`` into the place of another, in one change."""
         gone = _known(self, node_id)
-        if member.node_id == gone.node_id:
+        if _a_member(member).node_id == gone.node_id:
             raise InvalidChangeError(
                 f"{node_id} can not replace itself: remove it first, then add its successor"
             )
@@ -135,8 +151,12 @@ def complete(
     member, or a node that asked to join.
 
     Raises:
-        InvalidChangeError: a node is named twice, or nobody of that name is known.
+        InvalidChangeError: a member can not be one, a node is named twice, or nobody of that name
+            is known.
     """
+    members = _members(members)
+    for member in members:
+        _check_wanted(member, configuration)
     known = {member.node_id: member for member in (*joiners, *configuration.members)}
     completed = {}
     for member in members:
@@ -151,7 +171,56 @@ def complete(
                 )
             member = replace(member, incarnation=same.incarnation)  # noqa: PLW2901
         completed[member.node_id] = member
-    return tuple(completed[node_id] for node_id in sorted(completed))
+    wanted = tuple(completed[node_id] for node_id in sorted(completed))
+    size = len(encode_configuration(Configuration(configuration.cluster_id, wanted)))
+    if size > _MAX_MEMBERS_BYTES:
+        raise InvalidChangeError(
+            f"these members take {size} bytes, {_MAX_MEMBERS_BYTES} is the limit"
+        )
+    return wanted
+
+
+def _members(members: object) -> tuple[Member, ...]:
+    if isinstance(members, str) or not isinstance(members, Iterable):
+        raise InvalidChangeError(f"members are a sequence of Member, not {members!r:.80}")
+    return tuple(_a_member(member) for member in members)
+
+
+def _a_member(member: object) -> Member:
+    if not isinstance(member, Member):
+        raise InvalidChangeError(f"{member!r:.80} is not a Member")
+    return member
+
+
+def _check_wanted(member: Member, configuration: Configuration) -> None:
+    """What peers would not take, or could not use, never gets into the log."""
+    try:
+        check_member(member)
+        if configuration.member(member.node_id) is None:
+            check_node_id(member.node_id)
+        parse_address(member.address)
+    except (WireError, ValueError) as error:
+        raise InvalidChangeError(f"{member!r:.120} can not be a member: {error}") from error
+
+
+def check_lease(lease: object, heartbeat_ms: int) -> None:
+    """Whether those terms can be kept by nodes with heartbeats like ours (rule 35).
+
+    Raises:
+        InvalidChangeError: they can not.
+    """
+    if lease is None:
+        return
+    if not isinstance(lease, Lease):
+        raise InvalidChangeError(f"{lease!r:.80} is not a Lease")
+    try:
+        check_integer(lease.election_timeout_ms, 2 * heartbeat_ms, MAX_SETTING)
+        check_integer(lease.clock_error_ppm, 0, 999_999)
+    except WireError as error:
+        raise InvalidChangeError(
+            f"{lease!r:.120}: {error}. One lost heartbeat must not cost an election, and clocks "
+            f"must not differ by their whole speed"
+        ) from error
 
 
 _ERRORS: dict[MembershipOutcome, Callable[[MembershipFinished], RaftcoreError]] = {

@@ -1,6 +1,7 @@
 """Counts, measures and traces what one driver does. Told by the driver, on the event loop.
 
-Nothing here has a say in what happens: the driver works the same without it.
+Nothing here has a say in what the core does: the driver works the same without it. Only a tracer
+that raises, which it must not, ends the node.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from raftcore.core import effects as fx
 from raftcore.core.membership import stage_of
 from raftcore.core.messages import AppendReply, AppendRequest, Message, VoteReply
 from raftcore.core.types import Configuration, NodeId
-from raftcore.metrics import Counters, Measures
+from raftcore.metrics import MAX_LABELS, OTHER_LABEL, Counters, Measures
 from raftcore.runtime.workers import Written
 from raftcore.trace import Kind, TraceEvent, Tracer, Value
 
@@ -106,10 +107,13 @@ class Observer:
                     family = self.measures.labelled("peer_round_trip_seconds", message.sender)
                     family.observe(seconds)
 
-    def peer_lost(self, peer: NodeId) -> None:
+    def peer_lost(self, peer: NodeId, *, member: bool) -> None:
         self._timed.pop(peer, None)
         self._connected -= {peer}
-        self.counters.peers_lost_by[peer] += 1
+        lost_by = self.counters.peers_lost_by
+        # Strangers choose their names, and members come and go: both must not add labels for ever.
+        own_label = member and (peer in lost_by or len(lost_by) < MAX_LABELS)
+        lost_by[peer if own_label else OTHER_LABEL] += 1
         self.trace(Kind.PEER_LOST, peer=peer)
 
     def connected(self, peers: frozenset[NodeId]) -> None:

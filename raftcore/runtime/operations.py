@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 
 from raftcore.core import events as ev
+from raftcore.core.effects import TransferRefusal
 from raftcore.core.types import NodeId
 from raftcore.errors import (
     ChangeInProgressError,
+    InvalidArgumentError,
     NotLeaderError,
     OutcomeUnknownError,
     QuarantinedError,
@@ -66,14 +68,15 @@ class Operations:
         Raises:
             NotLeaderError, TransferringError: nothing was written and never will be; ask the leader
                 that they name.
-            OverloadedError, EntryTooLargeError, StorageFullError, StoppedError, RemovedError:
-                refused before anything happened.
+            InvalidArgumentError, OverloadedError, EntryTooLargeError, StorageFullError,
+                StoppedError, RemovedError: refused before anything happened.
             OutcomeUnknownError: it was accepted and may or may not take effect.
         """
         timer = None
         try:
             driver = self._member()
-            waiters.check_size(data, self.options.max_entry_bytes)
+            waiters.check_command(data, client_id, sequence, self.options.max_entry_bytes)
+            waiters.check_timeout(timeout_s)
             if driver.disk_full:
                 driver.writer.maintain()
                 raise StorageFullError("the disk of the log is nearly full")
@@ -111,11 +114,13 @@ class Operations:
         Raises:
             NotLeaderError: no leader is known that could confirm it; ask again.
             ReadTimeoutError: no leader confirmed it in time, or it was not applied here in time.
-            QuarantinedError, OverloadedError, StoppedError, RemovedError: refused.
+            QuarantinedError, OverloadedError, StoppedError, RemovedError, InvalidArgumentError:
+                refused.
         """
         began_ns = self._runtime.clock_ns()
-        by_lease = self.options.lease_reads if lease is None else lease
+        by_lease = bool(self.options.lease_reads if lease is None else lease)
         try:
+            waiters.check_timeout(timeout_s)
             driver = self._member()
             index = await self._read_barrier(driver, timeout_s, by_lease)
         except RefusedError as error:
@@ -148,9 +153,12 @@ class Operations:
 
         Raises:
             ReadTimeoutError: it was not applied here in time.
-            OverloadedError, StoppedError: refused.
+            InvalidArgumentError, OverloadedError, StoppedError: refused.
         """
         driver = self._running()
+        if type(index) is not int:
+            raise InvalidArgumentError(f"a log index is a number, not {index!r:.80}")
+        waiters.check_timeout(timeout_s)
         if driver.raft.applied_index >= index:
             return driver.raft.applied_index
         loop = asyncio.get_running_loop()
@@ -166,7 +174,8 @@ class Operations:
     ) -> NodeId:
         """Hand leadership to ``target`` (or the best member) and await that it moved.
 
-        The core gives up after one election timeout on its own; there is nothing to abort.
+        The core gives up after one election timeout on its own, and with :meth:`abort_transfer`
+        earlier.
 
         Raises:
             NotLeaderError: this node does not lead.
@@ -176,6 +185,7 @@ class Operations:
             OutcomeUnknownError: the target was told to take over and was not seen to lead.
         """
         driver = self._member()
+        waiters.check_timeout(timeout_s)
         if not driver.raft.is_leader:
             raise NotLeaderError(driver.raft.leader_id)
         if target is not None and target not in driver.raft.configuration.voters:
@@ -194,6 +204,26 @@ class Operations:
             driver.transfers.forget(token)
         if outcome.unknown:
             raise OutcomeUnknownError(outcome.detail)
+        if outcome.refusal is TransferRefusal.IN_PROGRESS:
+            raise ChangeInProgressError(outcome.detail)
+        if outcome.refusal is TransferRefusal.NOT_LEADER:
+            raise NotLeaderError(driver.raft.leader_id)
         if not outcome.succeeded or outcome.target is None:
             raise TransferFailedError(outcome.detail)
         return outcome.target
+
+    def abort_transfer(self) -> None:
+        """Keep the leadership: give up the transfer under way, whoever began it; nothing happens if
+        there is none. Proposals are accepted again from now on.
+
+        Whoever awaits :meth:`transfer_leadership` gets :class:`TransferFailedError`; or
+        :class:`OutcomeUnknownError` if the target was told to take over already, and may yet.
+
+        Raises:
+            NotLeaderError: this node does not lead (any more).
+            StoppedError, RemovedError: refused.
+        """
+        driver = self._member()
+        if not driver.raft.is_leader:
+            raise NotLeaderError(driver.raft.leader_id)
+        driver.deliver(ev.TransferAborted(driver.now_ns()))

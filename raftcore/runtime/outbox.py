@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from raftcore.core.effects import Persist, Send
-from raftcore.core.messages import Message
+from raftcore.core.messages import HeartbeatReply, Message
 from raftcore.core.types import NodeId, WriteMark
 
+logger = logging.getLogger(__name__)
+
 MS = 1_000_000
+
+#: Most messages that wait for a disk that hangs; one more is dropped, as a network may drop it.
+MAX_HELD = 10_000
 
 
 @dataclass(slots=True)
@@ -31,6 +37,10 @@ class Outbox:
     name has long been durable: marks do not ascend (see :class:`~raftcore.core.effects.Send`). To
     be late is allowed and keeps their order; to be early is what must never happen (O1, O2, O8).
 
+    What waits is bounded, for a leader goes on asking a node whose disk hangs: a later reply to a
+    peer's heartbeats takes the place of the one that waits, and above :data:`MAX_HELD` messages are
+    dropped.
+
     Args:
         give: hands a message to the transport.
     """
@@ -41,6 +51,9 @@ class Outbox:
         self._give = give
         self._clock_ns = clock_ns
         self._held: deque[_Held] = deque()
+        #: those of them that answer heartbeats, by peer
+        self._held_echoes: dict[NodeId, _Held] = {}
+        self._dropping = False
         #: writes on their way to the disk, oldest first: number, and when they were asked for
         self._writing: deque[tuple[int, int]] = deque()
         self._durable = 0
@@ -55,8 +68,24 @@ class Outbox:
         if mark is None or (not self._held and mark.sequence <= self._durable):
             self._give(effect.to, effect.message)
         else:
-            held = _Held(mark.sequence, effect.to, effect.message, self._clock_ns())
-            self._held.append(held)
+            self._hold(mark, effect.to, effect.message)
+
+    def _hold(self, mark: WriteMark, to: NodeId, message: Message) -> None:
+        is_echo = isinstance(message, HeartbeatReply)
+        waiting = self._held_echoes.get(to) if is_echo else None
+        if waiting is not None:
+            if _echoed(message) >= _echoed(waiting.message):  # else it answers an old heartbeat
+                waiting.sequence, waiting.message = mark.sequence, message
+            return
+        if len(self._held) >= MAX_HELD:
+            if not self._dropping:
+                logger.error("%d messages wait for the disk: more are dropped", len(self._held))
+            self._dropping = True
+            return
+        held = _Held(mark.sequence, to, message, self._clock_ns())
+        self._held.append(held)
+        if is_echo:
+            self._held_echoes[to] = held
 
     def durable(self, mark: WriteMark) -> None:
         """Every write up to that one is durable: what waited for them leaves."""
@@ -65,11 +94,15 @@ class Outbox:
             self._writing.popleft()
         while self._held and self._held[0].sequence <= mark.sequence:
             held = self._held.popleft()
+            if self._held_echoes.get(held.to) is held:
+                del self._held_echoes[held.to]
+            self._dropping = False
             self._give(held.to, held.message)
 
     def clear(self) -> None:
         """What waits will never leave."""
         self._held.clear()
+        self._held_echoes.clear()
 
     # -- looking in -----------------------------------------------------------------------------
 
@@ -88,3 +121,9 @@ class Outbox:
     def write_age_ms(self) -> int:
         """Age of the oldest write that is not durable yet."""
         return (self._clock_ns() - self._writing[0][1]) // MS if self._writing else 0
+
+
+def _echoed(message: Message) -> tuple[int, int]:
+    """What a reply to a heartbeat tells: it stands for every reply that tells less."""
+    assert isinstance(message, HeartbeatReply)
+    return message.term, message.read_counter

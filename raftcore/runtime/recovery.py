@@ -2,7 +2,9 @@
 
 The state machine's store is disposable (D5): whatever does not fit the log is thrown away and
 rebuilt from the newest snapshot. The log is not: a state machine *ahead* of the durable log means
-that the log went back, and the node goes on in quarantine (D5.3).
+that the log went back, and so does one whose last entry is of a later term than the log's there:
+the node goes on in quarantine (D5.3). Term and vote may have gone back, too, and nothing shows how
+far: unless FLOOR had noticed this very loss, that quarantine has no end.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ import logging
 from dataclasses import dataclass, replace
 
 from raftcore.core.raft import RecoveredState
-from raftcore.core.types import Configuration
+from raftcore.core.types import Configuration, HardState, Position
 from raftcore.errors import GapError
 from raftcore.statemachine import AppliedPosition, StateMachine
 from raftcore.storage.base import LogStorage, Recovered
 
 logger = logging.getLogger(__name__)
+
+#: What to do about a quarantine without an end.
+NO_WAY_OUT = "nothing vouches for how this node voted: remove it and let it join again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +45,15 @@ def recover(storage: LogStorage, machine: StateMachine) -> Recovery:
     """
     recovered = storage.load()
     applied = machine.last_applied()
-    if applied.index > recovered.last_index:
-        lost = (
-            f"the state machine has applied {applied.index}, but the log ends at "
-            f"{recovered.last_index}: the log went back"
+    lost = _what_is_lost(recovered, applied)
+    if lost:
+        final = storage.enter_quarantine(lost, Position(applied.term, applied.index))
+        recovered = replace(
+            recovered,
+            quarantine=recovered.quarantine or lost,
+            quarantine_final=final,
+            hard_state=_at_least(recovered.hard_state, applied.term),
         )
-        storage.enter_quarantine(lost)
-        recovered = replace(recovered, quarantine=recovered.quarantine or lost)
         # What it shows may have been decided otherwise meanwhile, for all that is known here.
         machine.discard()
         applied = machine.last_applied()
@@ -58,7 +65,41 @@ def recover(storage: LogStorage, machine: StateMachine) -> Recovery:
         applied = machine.last_applied()
     if applied.index + 1 < recovered.first_index:
         applied = _install(storage, recovered, machine)
-    return Recovery(_recovered_state(storage, recovered, applied), rebuilt, recovered.quarantine)
+    return Recovery(_recovered_state(storage, recovered, applied), rebuilt, _why(recovered))
+
+
+def _what_is_lost(recovered: Recovered, applied: AppliedPosition) -> str:
+    """How the state machine shows that the log went back; empty if it does not.
+
+    What is applied was committed: no log that held it may hold an entry of an earlier term there,
+    nor end before it.
+    """
+    if applied.index > recovered.last_index:
+        return (
+            f"the state machine has applied {applied.index}, but the log ends at "
+            f"{recovered.last_index}: the log went back"
+        )
+    term = recovered.before_first.term
+    for first, run in recovered.terms:
+        if first <= applied.index:
+            term = run
+    if applied.term > term:
+        return (
+            f"the state machine has applied {applied.index} of term {applied.term}, but the log "
+            f"has term {term} there: the log went back"
+        )
+    return ""
+
+
+def _at_least(hard_state: HardState, term: int) -> HardState:
+    """This node was in ``term`` once: it applied an entry of it."""
+    return hard_state if hard_state.term >= term else HardState(term)
+
+
+def _why(recovered: Recovered) -> str | None:
+    if recovered.quarantine is None or not recovered.quarantine_final:
+        return recovered.quarantine
+    return f"{recovered.quarantine}; {NO_WAY_OUT}"
 
 
 def _fits(storage: LogStorage, recovered: Recovered, applied: AppliedPosition) -> bool:
@@ -95,4 +136,5 @@ def _recovered_state(
         commit_hint=recovered.commit_hint,
         applied=applied.index,
         quarantined=recovered.quarantine is not None,
+        quarantine_final=recovered.quarantine_final,
     )

@@ -43,7 +43,7 @@ class Snapshotting:
         deliver: Callable[[ev.Event], None],
         clock_ns: Callable[[], int],
         observer: Observer,
-        stopped: threading.Event,
+        stopped: threading.Event,  # set as soon as the node ends, for every thread to see
         entries_limit: int,
         bytes_limit: int,
         last_snapshot_index: int,
@@ -112,13 +112,16 @@ class Snapshotting:
 
         def open_view() -> None:
             source = self._machine.open_snapshot()
-            self._post(lambda: self._opened(raft, source))
+            if self._stopped.is_set():
+                source.close()
+            else:
+                self._post(lambda: self._opened(raft, source))
 
         self._apply_worker.submit(open_view)
 
     def _opened(self, raft: Raft, source: SnapshotSource) -> None:
         index = source.position.index
-        if index <= self._last_index:
+        if index <= self._last_index or self._stopped.is_set():
             self._snapshot_worker.submit(source.close)
             self._finished(self._last_index)
             return
@@ -164,6 +167,8 @@ class Snapshotting:
         self._post(lambda: self._taken(meta, keep_from_index))
 
     def _taken(self, meta: SnapshotMeta, keep_from_index: int) -> None:
+        if self._stopped.is_set():
+            return
         now_ns = self._clock_ns()
         duration_ns, self._last_taken = now_ns - self._begun_ns, (meta.size_bytes, now_ns)
         self._counters.snapshots_taken += 1
@@ -185,6 +190,8 @@ class Snapshotting:
                 future.set_result(index)
 
     def _abandoned(self, error: RefusedError) -> None:
+        if self._stopped.is_set():
+            return
         self._taking = False
         self._counters.snapshots_abandoned += 1
         self._observer.trace(Kind.SNAPSHOT_ABANDONED, reason=str(error))
@@ -264,6 +271,8 @@ class Snapshotting:
             self._post(lambda: self._damaged(meta))
 
     def _damaged(self, meta: SnapshotMeta) -> None:
+        if self._stopped.is_set():
+            return
         logger.warning("a received snapshot at %d does not verify; asking again", meta.index)
         self._receiving = None
         self._counters.snapshots_damaged += 1
@@ -289,6 +298,8 @@ class Snapshotting:
         self._machine.install_snapshot(self._storage.snapshot_records(meta), position)
 
         def done() -> None:
+            if self._stopped.is_set():
+                return
             now_ns = self._clock_ns()
             self._receiving = None
             self._last_index = max(self._last_index, meta.index)

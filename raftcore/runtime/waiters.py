@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from raftcore.core.events import Proposal
 from raftcore.core.types import NodeId
 from raftcore.errors import (
     EntryTooLargeError,
+    InvalidArgumentError,
     NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
@@ -26,6 +28,10 @@ from raftcore.errors import (
 
 T = TypeVar("T")
 
+#: What the record of an entry has room for.
+MAX_CLIENT_ID_BYTES = 255
+MAX_SEQUENCE = 2**64 - 1
+
 
 def refusal(reason: RefusalReason, leader_id: NodeId | None) -> RefusedError:
     """The error that a caller sees for a refusal of the core."""
@@ -36,9 +42,23 @@ def refusal(reason: RefusalReason, leader_id: NodeId | None) -> RefusedError:
     return NotLeaderError(leader_id)
 
 
-def check_size(data: bytes, max_bytes: int) -> None:
+def check_command(data: object, client_id: object, sequence: object, max_bytes: int) -> None:
+    """What is proposed fits into an entry. Found later, it would stop the node."""
+    if not isinstance(data, bytes):
+        raise InvalidArgumentError(f"a command is bytes, not {type(data).__name__}")
     if len(data) > max_bytes:
         raise EntryTooLargeError(f"{len(data)} bytes proposed, {max_bytes} is the limit")
+    if not isinstance(client_id, bytes) or len(client_id) > MAX_CLIENT_ID_BYTES:
+        raise InvalidArgumentError(f"a client id is at most {MAX_CLIENT_ID_BYTES} bytes")
+    # type() and not isinstance: True is an int to Python, but no number of a command.
+    if type(sequence) is not int or not 0 <= sequence <= MAX_SEQUENCE:
+        raise InvalidArgumentError("a sequence is a number from 0 to 2**64 - 1")
+
+
+def check_timeout(timeout_s: object) -> None:
+    # A NaN, which equals nothing, would put the loop's timers out of order.
+    if not isinstance(timeout_s, (int, float)) or math.isnan(timeout_s):
+        raise InvalidArgumentError(f"timeout_s is a number of seconds, not {timeout_s!r:.80}")
 
 
 @dataclass(slots=True)
@@ -168,9 +188,16 @@ class Proposals:
 
 
 class Reads:
-    """Reads that wait for a confirmed position; all of one loop turn and kind share one round."""
+    """Reads that wait for a confirmed position; all of one loop turn and kind share one round.
 
-    def __init__(self, first_id: int) -> None:
+    Args:
+        first_id: where the numbers of rounds begin.
+        limit: how many may wait at once. The core's bound is one of rounds, not of readers.
+    """
+
+    def __init__(self, first_id: int, limit: int) -> None:
+        self._limit = limit
+        self._waiting = 0
         #: asked for in this turn of the loop, and whether a lease will do
         self.incoming: list[tuple[asyncio.Future[int], bool]] = []
         self._rounds: dict[int, list[asyncio.Future[int]]] = {}
@@ -179,9 +206,16 @@ class Reads:
         self.gave_up = False
 
     def add(self, loop: asyncio.AbstractEventLoop, *, lease: bool = False) -> asyncio.Future[int]:
+        if self._waiting >= self._limit:
+            raise OverloadedError(f"{self._waiting} reads are waiting already")
+        self._waiting += 1
         future: asyncio.Future[int] = loop.create_future()
+        future.add_done_callback(self._left)
         self.incoming.append((future, lease))
         return future
+
+    def _left(self, _future: asyncio.Future[int]) -> None:
+        self._waiting -= 1
 
     def start_rounds(self) -> list[tuple[int, bool]]:
         """One round for those who want it confirmed, one for those whom a lease will do."""

@@ -121,9 +121,10 @@ class Poster:
                 result = job()
             except BaseException as error:  # noqa: BLE001 - handed to who awaits it
                 failure = error
-                self(lambda: future.set_exception(failure))
+                self(lambda: None if future.done() else future.set_exception(failure))
             else:
-                self(lambda: future.set_result(result))
+                # Whoever awaited it may have been cancelled meanwhile.
+                self(lambda: None if future.done() else future.set_result(result))
 
         worker.submit(run)
         return await future

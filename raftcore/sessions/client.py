@@ -186,7 +186,12 @@ class Session:
         return _Tries(timeout_s, self._try_timeout_s, self._pause)
 
     async def _opened(self, tries: _Tries) -> _Registered:
-        async with self._registering:
+        try:
+            async with asyncio.timeout(tries.left_s()):
+                await self._registering.acquire()
+        except TimeoutError:
+            raise RefusedError("no session could be registered in time") from None
+        try:
             if self._registered is None:
                 # A session registered twice is harmless: the unused one expires.
                 try:
@@ -198,6 +203,8 @@ class Session:
                     raise RefusedError(f"no session: the state machine said {opened!r}")
                 self._registered = _Registered(opened)
             return self._registered
+        finally:
+            self._registering.release()
 
     @staticmethod
     async def _number(session: _Registered, tries: _Tries) -> int:

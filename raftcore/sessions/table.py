@@ -47,10 +47,12 @@ class PassOn:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """The machine applies ``entry``; its reply is to be kept."""
+    """The machine applies ``entry``; its reply is to be kept, if it has at most ``reply_bytes``:
+    the limit in force at that entry, whichever batch it comes in."""
 
     entry: Entry
     state: SessionState
+    reply_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +153,14 @@ class SessionTable:
         if sequence >= state.first_outstanding + self.limits.window:
             return _refused(SessionRefusal.WINDOW_FULL)
         state.replies[sequence] = place
-        return Execute(_unwrapped(entry, envelope), state)
+        return Execute(_unwrapped(entry, envelope), state, self.limits.reply_bytes)
 
     # -- remembering and forgetting -------------------------------------------------------------
 
     def keep(self, execute: Execute, place: int, raw: bytes) -> Reply:
         """The reply of what was executed at ``place``, as every repeat will get it."""
         state, sequence = execute.state, execute.entry.sequence
-        reply = Reply.of(raw, self.limits.reply_bytes)
+        reply = Reply.of(raw, execute.reply_bytes)
         if state.replies.get(sequence) == place:  # else it was acknowledged within the batch
             state.replies[sequence] = reply
         return reply

@@ -59,6 +59,8 @@ class Recovered:
     before_first: Position = field(default_factory=lambda: Position(0, 0))
     #: Why this node is in quarantine (D3), or None. ``hard_state`` is then at least the FLOOR's.
     quarantine: str | None = None
+    #: Nothing vouches for ``hard_state`` as it was: this quarantine has no end (D3).
+    quarantine_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +195,12 @@ class LogStorage(Protocol):
         """
         ...
 
-    def enter_quarantine(self, reason: str) -> None:
+    def enter_quarantine(self, reason: str, applied: Position | None = None) -> bool:
         """Record durably that this node lacks something it had said was durable (D3).
+
+        ``applied`` is what shows it: what the state machine has applied and the log does not hold.
+        True if the quarantine has no end: nothing vouches for term and vote. One that has begun
+        keeps its end only if the store knew of this very loss.
 
         May be called by whoever recovers, before there is a writer. Harmless if there is one.
 

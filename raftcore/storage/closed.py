@@ -35,7 +35,7 @@ from raftcore.storage.opening import judge_floor
 from raftcore.storage.plan import Link
 from raftcore.storage.quarantine import Quarantine, QuarantineFile
 from raftcore.storage.records import RecordError, check_format, unseal
-from raftcore.storage.recovery import check_structure, is_clean
+from raftcore.storage.recovery import check_structure
 from raftcore.storage.snapshots import SnapshotDirectory
 
 #: Where recovery and restore record what the directory was made from.
@@ -137,10 +137,21 @@ class ClosedDirectory:
         with storage_errors("reading QUARANTINE"):
             return QuarantineFile(self.path, Files()).read()
 
-    def log(self, *, trust_clean: bool = False) -> ClosedLog:
+    def doubt(self, log: ClosedLog | None) -> str | None:
+        """Why the node may have lost what it once acknowledged, or None.
+
+        Raises:
+            FormatTooNewError: a newer release wrote one of the records.
+        """
+        quarantine = self.quarantine()
+        if quarantine is not None:
+            return f"it is in quarantine: {quarantine.reason}"
+        return None if log is None else log.lost(self.floor()) or None
+
+    def log(self) -> ClosedLog:
         """The log, mapped for reading; its structure is verified first.
 
-        ``trust_clean`` skips that for a file that was closed properly and not touched since.
+        Also after a clean stop: pages that rot change neither size nor time of the file.
 
         Raises:
             IdentityError: there is neither a log nor an identity.
@@ -151,9 +162,7 @@ class ClosedDirectory:
             if not self.log_path.is_dir():
                 self.identity()  # a directory of nobody is not a damaged one
                 raise LogCorruptError(f"{self.log_path} is missing")
-            clean = trust_clean and is_clean(self.log_path)
-        if not clean:
-            check_structure(self.log_path)
+        check_structure(self.log_path)
         return ClosedLog.open(self.log_path)
 
     def close(self) -> None:

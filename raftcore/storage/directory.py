@@ -39,6 +39,7 @@ from raftcore.errors import (
     LogCorruptError,
     StorageError,
 )
+from raftcore.naming import check_node_id
 from raftcore.storage.base import Identity
 from raftcore.storage.environment import create_log
 from raftcore.storage.files import FILE_MODE, Files, storage_errors
@@ -100,12 +101,14 @@ class DataDirectory:
         Raises:
             UnsupportedFilesystemError: see :func:`check_filesystem`.
             LockedError: another process, or this one, has it open.
-            IdentityError: it belongs to another node, or a record is damaged.
+            IdentityError: it belongs to another node, a record is damaged, or the directory is
+                empty and no node may be called that (see ``raftcore.naming``).
             FormatTooNewError: a newer release wrote it; nothing has been touched.
             StorageError: the operating system refused.
         """
         files = files or Files()
         root = Path(path).absolute()
+        _check_name(root, node_id)
         with storage_errors(f"opening the data directory {root}"):
             files.make_directory(root)
             root = root.resolve()
@@ -323,7 +326,8 @@ class DataDirectory:
         self.files.write_atomically(self.path / "IDENTITY", identity_record(identity))
 
     def _write_marker(self, identity: Identity, members: Sequence[str]) -> None:
-        """Best effort by nature: the parent may belong to somebody else (a mount point)."""
+        """Best effort by nature: the parent may belong to somebody else, be another file system
+        (a mount point), be read-only, or be full. Nothing of this directory depends on it."""
         body = stamp(
             {
                 "cluster_id": identity.cluster_id,
@@ -333,8 +337,10 @@ class DataDirectory:
         )
         try:
             self.files.write_atomically(self.marker_path, seal(body))
-        except PermissionError as error:
+        except OSError as error:
             _log.warning("no marker beside %s: %s", self.path, error)
+            with contextlib.suppress(OSError):  # what is left of the attempt, if anything
+                self.marker_path.with_name(self.marker_path.name + ".tmp").unlink()
 
     def _remove_founding(self) -> None:
         self.files.remove(self.path / "FOUNDING")
@@ -367,6 +373,16 @@ class DataDirectory:
         """Drop the child's copy of the lock: held by it, the lock would outlive the parent."""
         self._latch.poison(ForkedError(f"{self.path} was opened before fork()"))
         self.close()
+
+
+def _check_name(root: Path, node_id: str) -> None:
+    """A directory that a node has already keeps its name, whatever the rule was then."""
+    if any((root / name).exists() for name in ("IDENTITY", "FOUNDING")):
+        return
+    try:
+        check_node_id(node_id)
+    except ValueError as error:
+        raise IdentityError(str(error)) from error
 
 
 def clear_directories(files: Files, *paths: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import lmdb
 
 from raftcore.core.membership import ConfigurationStack, decode_configuration
-from raftcore.core.types import Configuration, EntryType, SnapshotMeta
+from raftcore.core.types import Configuration, EntryType, Position, SnapshotMeta
 from raftcore.errors import IdentityError, LogCorruptError
 from raftcore.storage.base import Identity, Recovered, ScrubProgress, StorageStats, Write
 from raftcore.storage.directory import DataDirectory
@@ -339,7 +339,7 @@ class LmdbLog(LogReader):
 
     # -- quarantine and upkeep ------------------------------------------------------------------
 
-    def enter_quarantine(self, reason: str) -> None:
+    def enter_quarantine(self, reason: str, applied: Position | None = None) -> bool:
         """See :meth:`LogStorage.enter_quarantine`.
 
         Raises:
@@ -347,15 +347,20 @@ class LmdbLog(LogReader):
             StorageError: final.
         """
         self._transactions.check()
-        if self._quarantine is not None:
-            return
+        if self._quarantine is not None and self._quarantine.explains(applied):
+            return False
+        if self._quarantine is not None and not self._quarantine.vouched:
+            return True
         if not count_other_voters(self._configurations.current, self._identity.node_id):
             raise LogCorruptError(reason)
         body = self._format_with(LOG_FORMAT)
         with self._transactions.final("beginning the quarantine"):
-            self._quarantine = self._quarantine_file.begin(reason, self._floor.recorded)
+            self._quarantine = self._quarantine_file.begin(
+                reason, self._floor.recorded, vouched=False
+            )
             self._transactions.durable(lambda txn: self._environment.put_record(txn, FORMAT, body))
             self._format = body
+        return True
 
     def end_quarantine(self) -> None:
         """See :meth:`LogStorage.end_quarantine`.

@@ -18,6 +18,7 @@ from raftcore.core.types import (
     Entry,
     EntryType,
     HardState,
+    Position,
     SnapshotMeta,
 )
 from raftcore.encoding import decode_entry
@@ -51,6 +52,8 @@ class MemoryDisk:
     snapshots: dict[tuple[int, int], tuple[SnapshotMeta, bytes]] = field(default_factory=dict)
     #: Why the node is in quarantine, or None.
     quarantine: str | None = None
+    #: It has an end. Only a test says so: there is no FLOOR here that could vouch for anything.
+    vouched: bool = False
     #: What :meth:`MemoryLog.free_bytes` says.
     free_bytes: int = 1 << 40
     #: The next write fails with this error ...
@@ -158,6 +161,7 @@ class MemoryLog:
             commit_hint=shape.commit_hint,
             before_first=shape.before.position,
             quarantine=self.disk.quarantine,
+            quarantine_final=self.disk.quarantine is not None and not self.disk.vouched,
         )
 
     def read(self, first: int, last: int, max_bytes: int) -> list[Entry]:
@@ -304,14 +308,17 @@ class MemoryLog:
         self._writer.check()
         self._latch.check()
 
-    def enter_quarantine(self, reason: str) -> None:
+    def enter_quarantine(self, reason: str, applied: Position | None = None) -> bool:
         """See :meth:`LogStorage.enter_quarantine`."""
+        del applied  # there is no FLOOR that could have noticed it
         self._latch.check()
+        self.disk.vouched = False
         if self.disk.quarantine is not None:
-            return
+            return True
         if not count_other_voters(self.disk.configuration(), self.identity.node_id):
             raise LogCorruptError(reason)
         self.disk.quarantine = reason
+        return True
 
     def end_quarantine(self) -> None:
         """See :meth:`LogStorage.end_quarantine`."""

@@ -1,13 +1,15 @@
 """The open order of D1: nothing is believed before it is verified, or changed before it is decided.
 
-Everything up to :meth:`Opener._settle` only reads. A start that is refused leaves every file as it
-was; a start that finds something lost goes on in quarantine where other voters can tell what it was
-(D3, D4), with the damaged log kept beside the new one.
+Everything up to :meth:`Opener._settle` only reads; but the mark of a clean stop goes before the log
+is mapped. A start that is refused leaves every other file as it was; a start that finds something
+lost goes on in quarantine where other voters can tell what it was (D3, D4), with the damaged log
+kept beside the new one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -71,6 +73,18 @@ _NOT_OUR_LOG = (
     lmdb.CorruptedError,
     lmdb.NotFoundError,
     lmdb.PageNotFoundError,
+)
+#: What is said of a file whose content does not come into it.
+_NOT_THE_FILE = (
+    lmdb.DiskError,
+    lmdb.LockError,
+    lmdb.MemoryError,
+    lmdb.ReadersFullError,
+    lmdb.TlsFullError,
+    lmdb.MapResizedError,
+)
+_SYSTEM_FAULTS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 )
 
 
@@ -161,6 +175,9 @@ class Opener:
             clean = is_clean(self._path)
             limit_bytes = self._options.verify_limit_bytes
             check_file(self._path, self._files, clean=clean, verify_limit_bytes=limit_bytes)
+            # Pages may have rotted since that stop, and mapping them kill this process. The start
+            # after that one must look.
+            remove_clean_mark(self._path, self._files)
         transactions = self._map()
         try:
             with transactions.final("opening the log"):
@@ -254,7 +271,8 @@ class Opener:
         limits = self._options.map_size_bytes, self._options.map_limit_bytes
         build_log(aside, environment, self._identity, remains, limits, self._files)
         self._set_aside_beyond(remains.shape.snapshot_index)
-        self._record.begin(f"{damage.code}: {damage}", self._floor, replaces=name)
+        reason = f"{damage.code}: {damage}"
+        self._record.begin(reason, self._floor, replaces=name, vouched=remains.vouched)
 
     def _set_aside_beyond(self, index: int) -> None:
         for position in self._snapshots.positions():
@@ -268,7 +286,6 @@ class Opener:
         records, lost = examined.records, examined.lost
         if lost:
             self._begin_quarantine(examined)
-        remove_clean_mark(self._path, self._files)
         self._settle_files(examined)
         shape = replace(records.shape, snapshot=examined.chosen)
         if not examined.adopt:
@@ -308,7 +325,8 @@ class Opener:
 
     def _begin_quarantine(self, examined: _Examined) -> None:
         """Before the log is touched, so that no crash can leave a node that forgot why."""
-        if self._quarantine is not None:
+        vouched = self._floor is not None
+        if self._quarantine is not None and (vouched or not self._quarantine.vouched):
             return  # it began earlier, and this FLOOR is from before it
         try:
             damage = LogCorruptError(f"{self._path}: {examined.lost}")
@@ -318,7 +336,7 @@ class Opener:
                 raise
             _log.error("going on as told, although %s", examined.lost)
             return
-        self._quarantine = self._record.begin(examined.lost, self._floor)
+        self._quarantine = self._record.begin(examined.lost, self._floor, vouched=vouched)
 
     def _configurations(self, examined: _Examined) -> ConfigurationStack:
         chosen = examined.chosen
@@ -383,15 +401,22 @@ class Opener:
             commit_hint=shape.commit_hint,
             before_first=shape.before.position,
             quarantine=None if self._quarantine is None else self._quarantine.reason,
+            quarantine_final=self._quarantine is not None and not self._quarantine.vouched,
         )
 
 
 @contextlib.contextmanager
 def _corruption() -> Iterator[None]:
-    """What LMDB finds wrong while the content is read is damage, not a failing disk."""
+    """What LMDB finds wrong while the content is read is damage, not a failing disk.
+
+    It has many words for it: a page that rotted can look like an argument, a transaction or a size
+    that cannot be. What only the system can be to blame for stays what it is.
+    """
     try:
         yield
-    except _NOT_OUR_LOG as error:
+    except lmdb.Error as error:
+        if isinstance(error, _NOT_THE_FILE) or getattr(error, "code", None) in _SYSTEM_FAULTS:
+            raise
         raise LogCorruptError(f"the log does not read: {error}") from error
 
 

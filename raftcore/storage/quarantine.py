@@ -3,6 +3,10 @@
 As long as the record is there the node neither votes nor campaigns, and counts for nothing. The
 record also carries the exchange of a damaged log for what could be kept of it through a crash: the
 new log is complete before the record names it, and the damaged one is moved aside, never removed.
+
+A way out exists only where term and vote are ``vouched`` for, by a FLOOR that did not go back
+itself. Without that the node may have voted in terms that it does not remember, and what a leader
+of one of the terms before says proves nothing to it.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from raftcore.core.types import Position
 from raftcore.errors import LogCorruptError
 from raftcore.storage.files import Files
-from raftcore.storage.floor import Floor, floor_body, floor_of
+from raftcore.storage.floor import MAX_UNRECORDED_ENTRIES, Floor, floor_body, floor_of
 from raftcore.storage.records import RecordError, check_format, seal, stamp, unseal
 
 _log = logging.getLogger(__name__)
@@ -33,12 +38,25 @@ class Quarantine:
     """Why, since when (Unix milliseconds, for people), and what the log held at least before.
 
     ``replaces`` is the name that the damaged log gets while ``log.new`` takes its place.
+    ``vouched``: FLOOR vouches for term and vote. Records from before this was written down do not
+    say so, and count as those for which nothing vouches.
     """
 
     reason: str
     since_ms: int
     floor: Floor | None
     replaces: str | None = None
+    vouched: bool = False
+
+    def explains(self, applied: Position | None) -> bool:
+        """Whether the loss that FLOOR noticed is the one that a state machine shows which has
+        applied more than the log holds. If that is beyond all that this FLOOR can have missed,
+        FLOOR went back, too."""
+        floor = self.floor
+        if not self.vouched or floor is None or applied is None:
+            return False
+        unrecorded = applied.index - floor.last_index
+        return applied.term <= floor.term and unrecorded < MAX_UNRECORDED_ENTRIES
 
 
 class QuarantineFile:
@@ -69,16 +87,19 @@ class QuarantineFile:
         """Begin or change the quarantine; durable when this returns."""
         self._files.write_atomically(self._path, encode_quarantine(quarantine))
 
-    def begin(self, reason: str, floor: Floor | None, replaces: str | None = None) -> Quarantine:
-        """Begin it; one that is there already keeps its reason and floor."""
+    def begin(
+        self, reason: str, floor: Floor | None, replaces: str | None = None, *, vouched: bool
+    ) -> Quarantine:
+        """Begin it; one that is there already keeps its reason and floor, and is vouched for only
+        as long as everything that came was."""
         found = self.read()
         if found is None:
             now_ms = time.time_ns() // 1_000_000
-            found = Quarantine(reason[:MAX_REASON_LENGTH], now_ms, floor)
+            found = Quarantine(reason[:MAX_REASON_LENGTH], now_ms, floor, vouched=vouched)
             _log.error("this node is in quarantine: %s", found.reason)
         else:
             _log.error("this node is still in quarantine: %s; then: %s", found.reason, reason)
-        found = replace(found, replaces=replaces)
+        found = replace(found, replaces=replaces, vouched=found.vouched and vouched)
         self.write(found)
         self._files.reached("quarantine:begun")
         return found
@@ -132,6 +153,7 @@ def encode_quarantine(quarantine: Quarantine) -> bytes:
         "since_ms": quarantine.since_ms,
         "floor": floor and floor_body(floor),
         "replaces": quarantine.replaces,
+        "vouched": quarantine.vouched,
     }
     return seal(stamp(body, QUARANTINE_FORMAT, QUARANTINE_FORMAT))
 
@@ -145,4 +167,5 @@ def _quarantine_of(body: dict[str, Any]) -> Quarantine:
         int(body["since_ms"]),
         None if floor is None else floor_of(floor),
         replaces,
+        body.get("vouched") is True,
     )

@@ -24,7 +24,8 @@ from raftcore.encoding import chain_next
 from raftcore.errors import GapError, LogCorruptError, StorageError, TruncatedFileError
 from raftcore.storage import walk
 from raftcore.storage.environment import DATA_FILE, Environment, Pointer, checked_entry, index_of
-from raftcore.storage.files import Files, storage_error
+from raftcore.storage.files import Files, storage_error, storage_errors
+from raftcore.storage.free_list import check_free_list
 from raftcore.storage.plan import Link, Shape, split_value
 from raftcore.storage.records import RecordError, seal, unseal
 from raftcore.storage.snapshots import SnapshotDirectory
@@ -117,12 +118,13 @@ def _verify_structure(directory: Path) -> None:
     except lmdb.verify.VerifyError as error:
         raise LogCorruptError(f"{directory / DATA_FILE}: {error}") from error
     if problems:
-        cut = any("beyond" in problem for problem in problems)
+        cut = any("beyond" in problem or "unreadable" in problem for problem in problems)
         kind = TruncatedFileError if cut else LogCorruptError
         raise kind(f"{directory / DATA_FILE}: {len(problems)} problems, first: {problems[0]}")
 
 
 def _walk_in_child(directory: Path, size_bytes: int) -> None:
+    """Every entry by a reader that may die, the free list, which no reader comes by, on its own."""
     command = [sys.executable, "-P", walk.__file__, str(directory)]
     timeout = WALK_TIMEOUT_S + size_bytes / WALK_BYTES_PER_S
     try:
@@ -136,6 +138,8 @@ def _walk_in_child(directory: Path, size_bytes: int) -> None:
     if child.returncode:
         said = child.stderr.decode(errors="replace").strip()[-300:]
         raise LogCorruptError(f"reading {directory} ended with {child.returncode}: {said}")
+    with storage_errors(f"reading {directory}"):
+        check_free_list(directory / DATA_FILE)
 
 
 # -- the clean mark ------------------------------------------------------------------------------

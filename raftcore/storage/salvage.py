@@ -50,11 +50,21 @@ COPY_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What verifies of a damaged log. ``configuration`` is the newest known, also if not kept."""
+    """What verifies of a damaged log.
+
+    ``configurations`` are all that are known with their indexes, oldest first, also those beyond
+    what is kept: the snapshot's, then those after it. ``vouched``: FLOOR vouches for term and vote.
+    """
 
     shape: Shape
-    configuration: Configuration | None
+    configurations: tuple[tuple[int, Configuration], ...]
     runs: int
+    vouched: bool
+
+    @property
+    def configuration(self) -> Configuration | None:
+        """The newest known."""
+        return self.configurations[-1][1] if self.configurations else None
 
 
 def survey(
@@ -78,11 +88,17 @@ def survey(
     if tip.term > hard_state.term:
         raise LogCorruptError(f"the log is of term {tip.term}, but only {hard_state.term} is known")
     hint = _readable(environment, COMMIT_HINT, lambda body: int(body["index"])) or 0
-    newest = [c for _, c in prefix.configurations] or [s.configuration for s in [snapshot] if s]
+    runs = _readable(environment, RUNS, lambda body: int(body["count"]))
+    known = _readable(environment, FLOOR, lambda body: int(body["runs"]))
+    floor_runs = 0 if floor is None else floor.runs
+    # The same judgement as of a sound log: a program that does not know FLOOR may have run last.
+    stale = None not in (known, runs) and known != runs and floor_runs <= (runs or 0)
+    base = () if snapshot is None else ((start, snapshot.configuration),)
     return Remains(
         Shape(hard_state, min(max(hint, start), tip.index), before, tip, snapshot),
-        newest[-1] if newest else None,
-        _readable(environment, RUNS, lambda body: int(body["count"])) or 0,
+        (*base, *(c for c in prefix.configurations if c[0] > start)),
+        runs or 0,
+        floor is not None and not stale,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,7 @@ from raftcore.errors import LogCorruptError, StorageError
 from raftcore.storage.base import LogStorage, Write
 from raftcore.testing.faulty_storage import (
     DIVISIBLE,
+    PATIENCE_S,
     Fault,
     FaultyStorage,
     Plan,
@@ -34,13 +36,15 @@ from raftcore.testing.storage_model import (
     take_snapshot,
 )
 
-#: The faults that end a run. A hang ends as a crash on one side of the operation or the other.
+#: The faults that end a run. A hang ends with a crash, and makes two runs: see
+#: :func:`_check_hung`.
 ENDING: Final = (
     Fault.CRASH_BEFORE,
     Fault.CRASH_AFTER,
     Fault.TORN,
     Fault.ERROR_BEFORE,
     Fault.ERROR_AFTER,
+    Fault.HUNG,
 )
 
 
@@ -215,14 +219,51 @@ def check_crash_at_every_operation(
         for fault in faults:
             if fault is Fault.TORN and operation not in DIVISIBLE:
                 continue
-            witness = WitnessedStorage(make_storage(), at(number, fault))
             where = f"{fault.value} operation {number}, {operation}"
-            ended = _ended(workload, witness)
-            assert ended is not None, f"{where}: the workload went on"
-            assert ended is witness.failed, f"{where}: another failure came first: {ended}"
+            if fault is Fault.HUNG:
+                for done in (False, True):
+                    witness = WitnessedStorage(make_storage(), at(number, fault))
+                    _check_hung(workload, witness, reopen, where, done=done)
+                    runs += 1
+                continue
+            witness = WitnessedStorage(make_storage(), at(number, fault))
+            _check_ended(_ended(workload, witness), witness, where)
             _check(witness, reopen, where)
             runs += 1
     return CrashReport(operations, runs)
+
+
+def _check_hung(
+    workload: Callable[[LogStorage], None],
+    witness: WitnessedStorage,
+    reopen: Callable[[LogStorage], LogStorage],
+    where: str,
+    *,
+    done: bool,
+) -> None:
+    """The process dies while an operation hangs. Either the disk does it all the same, and what is
+    recovered may hold it; or never, and the store is recovered while it still hangs."""
+    where += ", done after the death" if done else ", never done"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(_ended, workload, witness)
+        running.add_done_callback(lambda _: witness.hanging.set())  # it may end without hanging
+        try:
+            assert witness.hanging.wait(PATIENCE_S), f"{where}: it is not reached"
+            assert not running.done(), f"{where}: ended with {running.result()} before it hung"
+            if not done:
+                _check(witness, reopen, where)
+        finally:
+            witness.crash(done=done)
+        _check_ended(running.result(), witness, where)
+    if done:
+        _check(witness, reopen, where)
+
+
+def _check_ended(
+    ended: StorageError | SimulatedCrash | None, witness: WitnessedStorage, where: str
+) -> None:
+    assert ended is not None, f"{where}: the workload went on"
+    assert ended is witness.failed, f"{where}: another failure came first: {ended}"
 
 
 def _ended(

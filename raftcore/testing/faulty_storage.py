@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Final, TypeVar
 
-from raftcore.core.types import Configuration, Entry, SnapshotMeta
+from raftcore.core.types import Configuration, Entry, Position, SnapshotMeta
 from raftcore.errors import StorageError
 from raftcore.storage.base import (
     Identity,
@@ -46,7 +46,7 @@ class Fault(Enum):
     TORN = "torn"  #: the process dies; a part of it was done (:data:`DIVISIBLE` operations only)
     ERROR_BEFORE = "error before"  #: a StorageError; nothing was done
     ERROR_AFTER = "error after"  #: a StorageError, and it was done nevertheless
-    HUNG = "hung"  #: it begins when :meth:`FaultyStorage.release` is called
+    HUNG = "hung"  #: it begins with :meth:`FaultyStorage.release`, or ends with ``crash``
     LATENCY = "latency"  #: it takes ``latency_s`` longer
 
 
@@ -136,11 +136,19 @@ class FaultyStorage:
         self._latency_s = latency_s
         self._sleep = sleep
         self._released = threading.Event()
+        self._done_after_crash = False
         self._lock = threading.Lock()
 
     def release(self) -> None:
         """Let what hangs, and what would, go on."""
         self._released.set()
+
+    def crash(self, *, done: bool) -> None:
+        """The process dies now, while an operation hangs: the disk does it all the same
+        (``done``), or never."""
+        self._done_after_crash = done
+        self._fail(SimulatedCrash("crash while an operation hung"))
+        self.release()
 
     def settled(self, part: SnapshotWriter | SnapshotReceiver) -> None:
         """That writer or receiver was finished or aborted, perhaps not for the first time."""
@@ -169,6 +177,7 @@ class FaultyStorage:
         elif fault is Fault.HUNG:
             self.hanging.set()
             assert self._released.wait(PATIENCE_S), f"nobody released {where}"
+            self._end_if_crashed(call)
         elif fault is Fault.TORN:
             assert part is not None, f"{where} is atomic: no store may do a part of it"
             part()
@@ -179,6 +188,14 @@ class FaultyStorage:
         if fault in (Fault.ERROR_BEFORE, Fault.ERROR_AFTER):
             raise self._fail(StorageError(f"{fault.value} {where}"))
         return call()
+
+    def _end_if_crashed(self, call: Callable[[], object]) -> None:
+        """What hung goes on, or ends with the crash that came meanwhile."""
+        if self.failed is None:
+            return
+        if self._done_after_crash:
+            call()
+        raise self.failed
 
     def _fail(self, error: StorageError | SimulatedCrash) -> StorageError | SimulatedCrash:
         with self._lock:
@@ -249,8 +266,8 @@ class FaultyStorage:
     def install_snapshot(self, meta: SnapshotMeta) -> None:
         self.run("install_snapshot", lambda: self.inner.install_snapshot(meta))
 
-    def enter_quarantine(self, reason: str) -> None:
-        self.run("enter_quarantine", lambda: self.inner.enter_quarantine(reason))
+    def enter_quarantine(self, reason: str, applied: Position | None = None) -> bool:
+        return self.run("enter_quarantine", lambda: self.inner.enter_quarantine(reason, applied))
 
     def end_quarantine(self) -> None:
         self.run("end_quarantine", self.inner.end_quarantine)

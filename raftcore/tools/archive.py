@@ -42,6 +42,8 @@ from raftcore.tools.rebuilding import (
     NewMember,
     Rebuilt,
     Source,
+    check_empty,
+    check_outside,
     rebuild,
     verified_source,
 )
@@ -81,23 +83,32 @@ class _Part:
 
 
 def backup(
-    directory: ClosedDirectory, out: str | os.PathLike[str], *, on_progress: Progress = silent
+    directory: ClosedDirectory,
+    out: str | os.PathLike[str],
+    *,
+    despite_doubt: bool = False,
+    on_progress: Progress = silent,
 ) -> Archived:
     """Archive the directory of a stopped node into the new file ``out``.
 
     Everything is verified first: a backup that could not be restored is worse than none. A log that
     needs a snapshot other than the newest, because that is damaged, is archived with what it needs.
+    ``despite_doubt``: also a directory that may lack what its node acknowledged (it is in
+    quarantine, or below its FLOOR); the archive, and what is restored from it, says so.
 
     Raises:
-        RefusedError: ``out`` exists.
+        RefusedError: ``out`` exists or is in the directory, or that is in doubt.
         IdentityError, LogCorruptError, GapError: the directory is not sound.
         StorageError: reading or writing failed.
     """
     path, files = Path(out).absolute(), Files()
     _check_new(path)
+    check_outside(path, [directory.path])
     with directory.log() as log, _staging(path.parent) as aside:
         on_progress("verifying", 0, 0)
-        source = verified_source(directory, log)
+        source, doubt = verified_source(directory, log), directory.doubt(log)
+        if doubt is not None and not despite_doubt:
+            raise RefusedError(f"{directory.path} may lack what was acknowledged: {doubt}")
         on_progress("copying the log", 0, source.size_bytes)
         log.copy_to(aside)
         parts = [_part_of("IDENTITY", directory.path / "IDENTITY")]
@@ -109,7 +120,7 @@ def backup(
                 file = directory.snapshots.file_of(*position)
                 parts.append(_part_of(f"snap/{file.name}", file))
         tip = source.shape.tip
-        body = _manifest_body("stopped", source.identity, tip.index, tip.term, parts)
+        body = _manifest_body("stopped", source.identity, tip.index, tip.term, parts, doubt)
         return _write_archive(path, body, parts, files, on_progress)
 
 
@@ -198,7 +209,12 @@ def _sha256(data: bytes) -> str:
 
 
 def _manifest_body(
-    kind: str, identity: Identity, last_index: int, last_term: int, parts: Sequence[_Part]
+    kind: str,
+    identity: Identity,
+    last_index: int,
+    last_term: int,
+    parts: Sequence[_Part],
+    doubt: str | None = None,
 ) -> dict[str, Any]:
     return stamp(
         {
@@ -210,6 +226,7 @@ def _manifest_body(
             "last_index": last_index,
             "last_term": last_term,
             "files": {p.name: {"size_bytes": p.size_bytes, "sha256": p.sha256} for p in parts},
+            **({} if doubt is None else {"doubt": doubt}),
         }
     )
 
@@ -221,23 +238,39 @@ def _write_archive(
     files: Files,
     on_progress: Progress,
 ) -> Archived:
-    """Under another name until it is complete and synced."""
+    """Under a name of our own until it is complete and synced."""
     manifest = seal(body)
-    temporary = path.with_name(path.name + ".tmp")
+    with storage_errors(f"writing {path}"):
+        fd, name = tempfile.mkstemp(prefix=".raftcore-", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
     try:
         with storage_errors(f"writing {path}"):
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
             with os.fdopen(fd, "wb") as sink:
                 _write_tar(sink, manifest, parts, on_progress)
                 sink.flush()
                 files.fsync(sink.fileno())
                 size_bytes = sink.tell()
-            files.rename(temporary, path)
-    except BaseException:
+            _publish(temporary, path, files)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     identity = Identity(body["cluster_id"], body["node_id"], bytes.fromhex(body["incarnation"]))
     return Archived(path, identity, body["last_index"], size_bytes, _sha256(manifest))
+
+
+def _publish(temporary: Path, path: Path, files: Files) -> None:
+    """Give the file its name, which a rename alone would take from one that came meanwhile."""
+    try:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # no links on this file system: claim the name first
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+            files.rename(temporary, path)
+            return
+    except FileExistsError as error:
+        raise RefusedError(f"{path} exists") from error
+    files.remove(temporary)
 
 
 def _write_tar(
@@ -263,6 +296,7 @@ class Backup:
     manifest: dict[str, Any]
     digest: str
     source: Source
+    staging: Path
 
 
 @contextlib.contextmanager
@@ -290,7 +324,7 @@ def open_backup(
             source = verified_source(directory, held.enter_context(directory.log()))
         else:
             source = _snapshot_source(directory, identity)
-        yield Backup(manifest, found, source)
+        yield Backup(manifest, found, source, place)
 
 
 def restore(
@@ -299,27 +333,39 @@ def restore(
     *,
     member: NewMember = AS_BEFORE,
     digest: str | None = None,
+    staging: str | os.PathLike[str] | None = None,
     allow_unsupported_fs: bool = False,
     on_progress: Progress = silent,
 ) -> Rebuilt:
     """Make the new directory ``into`` a new cluster of one with what ``archive`` holds.
 
-    ``member`` is who it is to be; by default the node that was backed up, at its address then.
+    ``member`` is who it is to be; by default the node that was backed up, at its address then. The
+    archive is unpacked below ``staging``: by default ``into`` itself if it is there (a mount point
+    has the space, what it is mounted on perhaps not), else the directory it will be in.
 
     Raises:
-        RefusedError: ``into`` is not empty, or see :meth:`NewMember.resolve`.
+        RefusedError: ``into`` is not empty, or see
+            :meth:`~raftcore.tools.rebuilding.NewMember.resolve`.
         LogCorruptError, FormatTooNewError, StorageError: see :func:`open_backup`.
     """
     target = Path(into).absolute()
-    Files().make_directory(target.parent)
-    with open_backup(archive, aside=target.parent, digest=digest) as found:
+    check_empty(target)
+    aside = target if target.is_dir() else target.parent
+    if staging is not None:
+        aside = Path(staging).absolute()
+    Files().make_directory(aside)
+    with open_backup(archive, aside=aside, digest=digest) as found:
+        manifest = found.manifest
+        details: dict[str, Any] = {"manifest": found.digest}
+        details |= {key: manifest[key] for key in ("made_unix_s", "doubt") if key in manifest}
         return rebuild(
             found.source,
             target,
             member,
             kind="restored",
-            details={"manifest": found.digest, "made_unix_s": found.manifest["made_unix_s"]},
+            details=details,
             allow_unsupported_fs=allow_unsupported_fs,
+            staging=found.staging.name if found.staging.parent == target else "",
             on_progress=on_progress,
         )
 
@@ -345,15 +391,16 @@ def _snapshot_source(directory: ClosedDirectory, identity: Identity) -> Source:
 def _unpack(archive: Path, place: Path, digest: str | None) -> tuple[dict[str, Any], str]:
     """The manifest and its digest, once every file is in ``place`` and matches it."""
     try:
-        with storage_errors(f"reading {archive}"), tarfile.open(archive, "r:") as tar:
-            raw = _read_manifest(tar)
+        with storage_errors(f"reading {archive}"), _open_tar(archive) as tar:
+            raw = _read_manifest(tar, archive)
             if digest is not None and _sha256(raw) != digest:
                 raise LogCorruptError(f"{archive} is not the backup with digest {digest}")
             manifest = _check_manifest(raw)
             wanted = dict(manifest["files"])
             while (info := tar.next()) is not None:
                 expected = wanted.pop(info.name, None)
-                if expected is None or not info.isreg():
+                # A sparse member could stand for more bytes than the archive has.
+                if expected is None or info.type != tarfile.REGTYPE or info.issparse():
                     raise LogCorruptError(f"{info.name!r} does not belong into {archive}")
                 _unpack_file(tar, info, place / info.name, expected)
     except (tarfile.TarError, EOFError) as error:
@@ -363,10 +410,21 @@ def _unpack(archive: Path, place: Path, digest: str | None) -> tuple[dict[str, A
     return manifest, _sha256(raw)
 
 
-def _read_manifest(tar: tarfile.TarFile) -> bytes:
+def _open_tar(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive, "r:")
+    except (tarfile.TarError, EOFError) as error:
+        raise LogCorruptError(f"{archive} is not a raftcore archive: no tar") from error
+
+
+def _read_manifest(tar: tarfile.TarFile, archive: Path) -> bytes:
     info = tar.next()
-    if info is None or info.name != MANIFEST or info.size > MAX_MANIFEST_BYTES:
-        raise LogCorruptError("the archive does not begin with a MANIFEST")
+    if info is None or info.name != MANIFEST or info.issparse():
+        raise LogCorruptError(
+            f"{archive} is not a raftcore archive: it does not begin with a MANIFEST"
+        )
+    if info.size > MAX_MANIFEST_BYTES:
+        raise LogCorruptError(f"the MANIFEST of {archive} has {info.size} bytes, too many")
     file = tar.extractfile(info)
     raw = b"" if file is None else file.read()
     if len(raw) != info.size:
@@ -380,6 +438,7 @@ def _check_manifest(raw: bytes) -> dict[str, Any]:
         check_format(body, MANIFEST)
         files = body["files"]
         sound = type(body["made_unix_s"]) is int and 0 < len(files) <= MAX_FILES
+        sound &= isinstance(body.get("doubt", ""), str)
         for name, facts in files.items():
             size_bytes, sha256 = facts["size_bytes"], facts["sha256"]
             sound &= _NAME.fullmatch(name) is not None and type(size_bytes) is int

@@ -71,7 +71,7 @@ def inspect(directory: ClosedDirectory) -> Inspection:
     identity_record = directory.record("IDENTITY") or {}
     identity = directory.identity()
     clean = is_clean(directory.log_path)
-    with directory.log(trust_clean=True) as log:
+    with directory.log() as log:
         records = log.records
         index, configuration = configuration_in_force(directory, log)
         return Inspection(

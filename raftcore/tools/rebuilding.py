@@ -51,6 +51,13 @@ from raftcore.storage.snapshots import FileSnapshotWriter, SnapshotDirectory
 from raftcore.tools.progress import Progress, silent
 from raftcore.tools.verification import verify
 from raftcore.transport.address import parse_address
+from raftcore.transport.checks import (
+    MAX_ADDRESS_BYTES,
+    WireError,
+    check_attributes,
+    check_node_id,
+    check_text,
+)
 
 #: How many earlier origins are kept.
 MAX_HISTORY = 32
@@ -93,18 +100,23 @@ class NewMember:
         """The member.
 
         Raises:
-            RefusedError: that node was no member, so its address has to be given; or it is none.
+            RefusedError: that node was no member, so its address has to be given; or the address is
+                none, or id, address or attributes are more than a peer takes.
         """
         known = source.configuration.member(source.identity.node_id)
         address = known.address if self.address is None and known else self.address
         attributes = known.attributes if self.attributes is None and known else self.attributes
         if address is None:
             raise RefusedError(f"{source.identity.node_id} was no member: its address is needed")
+        node_id = source.identity.node_id if self.node_id is None else self.node_id
         try:
             parse_address(address)
-        except ValueError as error:
-            raise RefusedError(str(error)) from error
-        node_id = source.identity.node_id if self.node_id is None else self.node_id
+            # What no peer would take from this member, it must not be.
+            check_text(address, MAX_ADDRESS_BYTES)
+            check_node_id(node_id)
+            check_attributes(attributes or ())
+        except (ValueError, WireError) as error:
+            raise RefusedError(f"no member can be so: {error}") from error
         return Member(node_id, address, incarnation, attributes=attributes or ())
 
 
@@ -163,13 +175,13 @@ def salvaged_source(directory: ClosedDirectory, log: ClosedLog) -> Source:
     """
     identity = _owner(directory, log)
     remains = survey(log.environment, identity.cluster_id, directory.snapshots, directory.floor())
-    shape, configuration = remains.shape, remains.configuration
-    if configuration is None:
+    shape = remains.shape
+    if not remains.configurations:
         raise LogCorruptError(f"nothing of the log in {directory.path} names its members")
     return Source(
         identity=identity,
         shape=shape,
-        configurations=((shape.snapshot_index, configuration),),
+        configurations=remains.configurations,
         origin=directory.record(ORIGIN_FILE),
         size_bytes=0,
         records=lambda: directory.snapshots.records(_present(shape.snapshot)),
@@ -210,13 +222,15 @@ def rebuild(
     details: dict[str, Any] | None = None,
     allow_unsupported_fs: bool = False,
     files: Files | None = None,
+    staging: str = "",
     on_progress: Progress = silent,
 ) -> Rebuilt:
     """Make ``into``, which must not exist or be empty, the directory of a new cluster of one.
 
-    ``kind`` and ``details`` go into ORIGIN. ``term`` is the highest that anybody in the old cluster
-    is known to have seen: the new one begins there. IDENTITY comes last: a directory that a crash
-    left unfinished is refused by every start, and can be removed.
+    ``staging`` is the name of what the caller itself keeps in it meanwhile. ``kind`` and
+    ``details`` go into ORIGIN. ``term`` is the highest that anybody in the old cluster is known to
+    have seen: the new one begins there. IDENTITY comes last: a directory that a crash left
+    unfinished is refused by every start, and can be removed.
 
     Raises:
         RefusedError: ``into`` is not empty, or see :meth:`NewMember.resolve`. Nothing was made.
@@ -224,7 +238,7 @@ def rebuild(
     """
     files = files or Files()
     path = Path(into).absolute()
-    _check_empty(path)
+    check_empty(path, staging)
     incarnation = secrets.token_bytes(INCARNATION_SIZE)
     new = member.resolve(source, incarnation)
     epoch = _next_epoch(source.origin)
@@ -254,10 +268,26 @@ def rebuild(
     return Rebuilt(path, identity, source.identity.cluster_id, epoch, source.shape.tip.index)
 
 
-def _check_empty(path: Path) -> None:
+def check_empty(path: Path, staging: str = "") -> None:
+    """``path`` is free, or an empty directory but for ``staging``.
+
+    Raises:
+        RefusedError: it is not.
+    """
     with storage_errors(f"looking at {path}"):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {staging}):
             raise RefusedError(f"{path} is not an empty directory")
+
+
+def check_outside(path: str | os.PathLike[str], directories: Iterable[Path]) -> None:
+    """What is made is not made in a directory that is only to be read.
+
+    Raises:
+        RefusedError: it would be.
+    """
+    for directory in directories:
+        if Path(path).resolve().is_relative_to(directory.resolve()):
+            raise RefusedError(f"{path} is in {directory}, which is never changed")
 
 
 def _next_epoch(origin: dict[str, Any] | None) -> int:

@@ -31,6 +31,7 @@ from raftcore.tools.rebuilding import (
     NewMember,
     Rebuilt,
     Source,
+    check_outside,
     rebuild,
     salvaged_source,
     verified_source,
@@ -126,7 +127,7 @@ class Recovery:
 
         Raises:
             RefusedError: not confirmed, or the survivors are a quorum and ``despite_quorum`` is not
-                given, or :func:`rebuild` refused. Nothing was made.
+                given, or ``into`` is in a survivor, or :func:`rebuild` refused. Nothing was made.
             StorageError: see :func:`rebuild`.
         """
         plan = self.plan
@@ -134,6 +135,7 @@ class Recovery:
             raise RefusedError(f"{confirm!r} is not the id of the cluster: {plan.cluster_id}")
         if plan.quorum_here and not despite_quorum:
             raise RefusedError("the survivors are a quorum: start them, nothing needs recovering")
+        check_outside(into, [survivor.path for survivor in plan.survivors])
         return rebuild(
             self._source,
             into,
@@ -210,16 +212,16 @@ def _check_one_cluster(identities: Sequence[Identity]) -> None:
 def _read(
     held: contextlib.ExitStack, directory: ClosedDirectory, identity: Identity, *, salvage: bool
 ) -> tuple[Survivor, ClosedLog | None, Source | None]:
-    quarantine, floor = directory.quarantine(), directory.floor()
-    doubt = None if quarantine is None else f"it is in quarantine: {quarantine.reason}"
+    floor = directory.floor()
     try:
         log = held.enter_context(directory.log())
     except StorageError as error:
+        doubt = directory.doubt(None)
         return Survivor(directory.path, identity, None, 0, 0, str(error), doubt), None, None
     shape, pointer = log.records.shape, log.records.pointer
     known = max(shape.commit_hint, 0 if pointer is None else pointer.index)
     term = max(shape.hard_state.term, 0 if floor is None else floor.term)
-    doubt = doubt or log.lost(floor) or None
+    doubt = directory.doubt(log)
     source, problem = _source(directory, log, salvage=salvage)
     last = None if source is None else source.shape.tip.position
     return Survivor(directory.path, identity, last, term, known, problem, doubt), log, source
@@ -255,10 +257,11 @@ def _plan(
     present = _trusted(survivors, configuration)
     tip = source.shape.tip.index
     known = max(survivor.commit_hint for survivor in survivors)
-    relevant = _configurations_that_count(source)
+    relevant, earlier_unknown = _configurations_that_count(source)
     gone = [_missing(survivors, c) for c in relevant]
     loss = Loss(
         possible=any(_can_commit(c, ids) for c, ids in zip(relevant, gone, strict=True))
+        or earlier_unknown
         or known > tip,
         after_index=tip,
         proven_to=known if known > tip else 0,
@@ -280,15 +283,16 @@ def _plan(
     return plan, source
 
 
-def _configurations_that_count(source: Source) -> list[Configuration]:
+def _configurations_that_count(source: Source) -> tuple[list[Configuration], bool]:
     """The last one known to be committed and all after it: any of them may be the one by which
-    the missing members counted a quorum."""
-    committed = source.shape.commit_hint
-    first = 0
-    for number, (index, _) in enumerate(source.configurations):
-        if index <= committed:
-            first = number
-    return [configuration for _, configuration in source.configurations[first:]]
+    the missing members counted a quorum. And whether none of them is known to be committed, so that
+    an earlier one, which nothing is left of, may be the one."""
+    shape = source.shape
+    # A snapshot holds committed entries only; entry 1 is what the founders agreed on.
+    committed = max(1, shape.commit_hint, shape.snapshot_index)
+    known = [n for n, (index, _) in enumerate(source.configurations) if index <= committed]
+    first = known[-1] if known else 0
+    return [configuration for _, configuration in source.configurations[first:]], not known
 
 
 def _trusted(survivors: Sequence[Survivor], configuration: Configuration) -> set[NodeId]:

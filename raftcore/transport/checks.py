@@ -11,22 +11,25 @@ from typing import Any
 
 import msgpack
 
+from raftcore.core import membership
 from raftcore.core.errors import PeerViolationError
 from raftcore.core.membership import MAX_RETIRED, decode_configuration
 from raftcore.core.types import MAX_INDEX, MAX_TERM, Configuration, Lease, Member, Target
 
 #: Request numbers, sequences and counters: grow by one, so 63 bits never end.
 MAX_COUNTER = 2**63 - 1
-MAX_NODE_ID_BYTES = 255
-MAX_CLUSTER_ID_BYTES = 128
-MAX_ADDRESS_BYTES = 512
-MAX_MEMBERS = 1024
-MAX_ATTRIBUTES = 64
-MAX_ATTRIBUTE_BYTES = 4096
+# What a configuration may hold is one matter, for whoever sends it and for whoever reads it.
+MAX_NODE_ID_BYTES = membership.MAX_NODE_ID_BYTES
+MAX_CLUSTER_ID_BYTES = membership.MAX_CLUSTER_ID_BYTES
+MAX_ADDRESS_BYTES = membership.MAX_ADDRESS_BYTES
+MAX_MEMBERS = membership.MAX_MEMBERS
+MAX_ATTRIBUTES = membership.MAX_ATTRIBUTES
+MAX_ATTRIBUTE_BYTES = membership.MAX_ATTRIBUTE_BYTES
+INCARNATION_BYTES = membership.INCARNATION_BYTES
+#: More than a change may begin with: its later stages are longer.
 MAX_CONFIGURATION_BYTES = 1 << 20
 #: Feature levels, protocol versions and settings in milliseconds.
 MAX_SETTING = 2**31
-INCARNATION_BYTES = 16
 
 Check = Callable[[object], Any]
 
@@ -157,7 +160,7 @@ def check_configuration(value: object) -> Configuration:
     check_text(configuration.cluster_id, MAX_CLUSTER_ID_BYTES)
     check_array(configuration.members, MAX_MEMBERS)
     for member in configuration.members:
-        _check_member(member)
+        check_member(member)
     for node_ids in (configuration.old_voters, configuration.leaving):
         _check_node_ids(node_ids)
     for incarnation in check_array(configuration.retired, MAX_RETIRED):
@@ -185,7 +188,8 @@ def _check_node_ids(value: object) -> None:
         check_node_id(node_id)
 
 
-def _check_member(member: Member) -> None:
+def check_member(member: Member) -> None:
+    """Every field of ``member`` is of its type and within its bounds."""
     check_node_id(member.node_id)
     check_text(member.address, MAX_ADDRESS_BYTES)
     check_flag(member.voter)

@@ -1,7 +1,8 @@
 """The accepting side: authenticate, then deliver messages and answer requests.
 
 To a guest (:mod:`raftcore.transport.admission`) our messages go back over the connection that it
-opened; its requests are refused, since what the application offers is for members.
+opened, as to a peer that we can not dial. A guest's requests are refused: what the application
+offers is for members.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class InboundConnection(FramedConnection):
         self.peer: NodeId | None = None
         self.incarnation = b""
         self.standing = Standing.PEER
+        self.carries = False  #: messages of ours went back over it
         self._asked = False  #: it is a joiner, and the node decides about it now
         self._their_version = 1
         self._on_opened = on_opened
@@ -230,8 +232,10 @@ class InboundConnection(FramedConnection):
             self.context.handling[peer] -= 1
 
     def _respond(self, response: Response) -> None:
-        body = encode_response(response)
-        if len(body) >= self.context.options.max_frame_bytes:
+        limit = self.context.options.max_frame_bytes
+        # Looked at twice: what is far too large is not even encoded.
+        body = encode_response(response) if len(response.payload) < limit else b""
+        if not body or len(body) >= limit:
             self.context.stats.dropped_oversize += 1
             body = encode_response(unknown(response.request_id, "the answer is too large"))
         if not self.closing:

@@ -13,6 +13,7 @@ import errno
 import socket
 from collections.abc import Callable
 
+from raftcore.errors import ListenError
 from raftcore.transport.connection import Context, FramedConnection, log, worth_a_line
 
 _BACKLOG = 100
@@ -124,6 +125,14 @@ class TlsListener:
 def _hang_up(accepted: socket.socket) -> None:
     with contextlib.suppress(OSError):  # the other side was faster
         accepted.shutdown(socket.SHUT_RDWR)
+
+
+def listen_error(host: str, port: int, error: OSError) -> ListenError:
+    """``error`` in words that name the address."""
+    where = f"{host or 'all addresses'}, port {port}"
+    return ListenError(
+        f"can not listen for peers on {where}: {error.strerror or error or type(error).__name__}"
+    )
 
 
 async def listening_sockets(

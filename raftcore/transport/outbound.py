@@ -243,8 +243,11 @@ class PeerLink:
             raise OverloadedError(f"{options.max_requests} requests to {peer} are unanswered")
         timeout_s = bounded_timeout_s(timeout_s)
         number = next(self._numbers)
-        body = encode_request(Request(number, round(timeout_s * 1000), payload))
-        if len(body) >= options.max_frame_bytes:
+        # Looked at twice: what is far too large is not even encoded.
+        body = b""
+        if len(payload) < options.max_frame_bytes:
+            body = encode_request(Request(number, round(timeout_s * 1000), payload))
+        if not body or len(body) >= options.max_frame_bytes:
             raise EntryTooLargeError(f"a request of {len(payload)} bytes does not fit a frame")
         pending = PendingRequest(self._context.loop.create_future())
         if not self._send_request(body, pending):

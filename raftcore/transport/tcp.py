@@ -20,7 +20,7 @@ from raftcore.transport.handshake import (
     RefusalCode,
 )
 from raftcore.transport.inbound import InboundConnection
-from raftcore.transport.listener import TlsListener, listening_sockets
+from raftcore.transport.listener import TlsListener, listen_error, listening_sockets
 from raftcore.transport.options import TransportOptions, TransportStats
 from raftcore.transport.outbound import PeerLink
 from raftcore.transport.strangers import Strangers
@@ -31,8 +31,10 @@ class TcpTransport:
     """Implements :class:`~raftcore.transport.base.Transport` over TCP.
 
     Our messages to a peer go over the connection that we dialled, its messages to us over the one
-    that it dialled; a guest has only the latter. What is sent while no connection stands, or when
-    the peer's queue is full, is dropped and counted.
+    that it dialled. A guest has only the latter, as has a peer that is not where our configuration
+    says: it moved while we were behind, and only with our answers can it bring us up to date. Then
+    our messages go back over the connection that it dialled. What is sent while no connection
+    stands, or when the peer's queue is full, is dropped and counted.
 
     Args:
         identity: who we are; what the data directory says.
@@ -107,7 +109,7 @@ class TcpTransport:
         """Listen, and begin to connect and to deliver.
 
         Raises:
-            OSError: the address cannot be listened on.
+            ListenError: the address cannot be listened on.
         """
         assert self._context is None, "a transport starts once"
         loop = asyncio.get_running_loop()
@@ -120,7 +122,10 @@ class TcpTransport:
             loop=loop,
             tls=self._tls,
         )
-        self._server = await self._make_server(context)
+        try:
+            self._server = await self._make_server(context)
+        except OSError as error:
+            raise listen_error(*self._listen, error) from error
         # From here on close() finds what there is to close, also when we are cancelled just now.
         self._context = context
         await self._server.start_serving()
@@ -170,10 +175,13 @@ class TcpTransport:
     def send(self, to: NodeId, message: Message) -> None:
         """Queue a message; it is dropped when the peer cannot be reached or its queue is full."""
         link = self._link(to)
-        if link is not None and link.reachable:
+        if link is not None and link.connected:
             taken = link.send_message(message)
-        elif link is None and (guest := self._guest(to)) is not None:
-            taken = guest.send_message(message)
+        elif (back := self._way_back(to)) is not None:
+            taken = back.send_message(message)
+            back.carries = True
+        elif link is not None and link.reachable:
+            taken = link.send_message(message)
         else:
             self.stats.dropped_disconnected += 1
             return
@@ -248,9 +256,10 @@ class TcpTransport:
             raise ValueError("a node does not send to itself")
         return self._links.get(to)
 
-    def _guest(self, node_id: NodeId) -> InboundConnection | None:
+    def _way_back(self, node_id: NodeId) -> InboundConnection | None:
+        """The connection that the node dialled, if it takes our messages there."""
         connection = self._inbound.get(node_id)
-        return connection if connection and connection.standing is Standing.GUEST else None
+        return connection if connection and connection.version >= 2 else None
 
     def _guests(self) -> list[InboundConnection]:
         return [c for c in self._inbound.values() if c.standing is Standing.GUEST]
@@ -327,6 +336,10 @@ class TcpTransport:
         if peer is None or self._inbound.get(peer) is not connection:
             return
         del self._inbound[peer]
-        if connection.standing is Standing.GUEST and not self._closed:
+        if self._closed:
+            return
+        link = self._links.get(peer)
+        dialled = link is not None and link.connected
+        if connection.standing is Standing.GUEST or (connection.carries and not dialled):
             assert self._context is not None
             self._context.receiver.on_peer_lost(peer)

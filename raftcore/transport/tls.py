@@ -162,6 +162,39 @@ def check_certificate(transport: asyncio.BaseTransport, node_id: str) -> None:
         )
 
 
+def check_own_certificate(options: TlsOptions, node_id: str) -> None:
+    """Whether the other members would take us for ``node_id``, found by asking ourselves.
+
+    Raises:
+        TlsError: the certificate is for somebody else, or can not be used for both sides of a
+            connection.
+    """
+    contexts = TlsContexts(options)
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = contexts.server.wrap_bio(up, down, server_side=True)
+    client = contexts.client.wrap_bio(down, up)
+    try:
+        _shake_hands(client, server)
+    except ssl.SSLError as error:
+        raise TlsError(
+            f"the other members would refuse {options.certificate}: {error.reason or error}"
+        ) from error
+    names = certificate_names(cast("Mapping[str, Any]", client.getpeercert() or {}))
+    if node_id not in names:
+        known = ", ".join(sorted(names)) or "nobody"
+        raise TlsError(f"{options.certificate} is for {known}, and this node is {node_id}")
+
+
+def _shake_hands(client: ssl.SSLObject, server: ssl.SSLObject) -> None:
+    waiting = [client, server]
+    while waiting:
+        side = waiting.pop(0)
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            waiting.append(side)
+
+
 def check_plain_allowed(host: str) -> None:
     """Whether a node may listen on ``host`` without TLS: only where nobody else can connect.
 

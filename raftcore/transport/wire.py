@@ -40,9 +40,9 @@ from raftcore.core.messages import (
 from raftcore.core.types import Entry, NodeId, SnapshotMeta
 from raftcore.encoding import EncodingError, decode_entry, encode_entry
 from raftcore.errors import RefusedError
+from raftcore.naming import MAX_NODE_ID_BYTES
 from raftcore.transport.checks import (
     MAX_COUNTER,
-    MAX_NODE_ID_BYTES,
     MAX_SETTING,
     Check,
     WireError,

@@ -18,7 +18,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,15 @@ class Picture:
     changes: int
 
 
+def option_of(node: LocalNode, flag: str) -> str:
+    """The value that a node is started with."""
+    return node.arguments[node.arguments.index(flag) + 1]
+
+
+def set_option(node: LocalNode, flag: str, value: str) -> None:
+    node.arguments[node.arguments.index(flag) + 1] = value
+
+
 @dataclass
 class Cluster:
     """Nodes, and what a test does to them.
@@ -236,6 +245,19 @@ class Cluster:
             self.until_ready(node)
         if not self.token:
             self.token = self.log_in()
+
+    def newcomer(self, name: str, *flags: str, via: LocalNode | None = None) -> LocalNode:
+        """A node that will ask ``via`` (or the first) whether it may join; it is not started."""
+        http, raft = (f"127.0.0.1:{port}" for port in free_ports(2))
+        target = via or self.nodes[0]
+        arguments = [
+            "--node-id", name, "--data-dir", str(self.root / name), "--http", http, "--raft", raft,
+            "--join", option_of(target, "--raft"), *flags,
+        ]  # fmt: skip
+        environment = {k: v for k, v in target.environment.items() if k != "GUARDIAN_BOOTSTRAP"}
+        node = LocalNode(name, f"http://{http}", arguments, environment, self.root / f"{name}.log")
+        self.nodes.append(node)
+        return node
 
     def kill(self, *nodes: LocalNode) -> None:
         """``kill -9``, all at once."""
@@ -326,6 +348,49 @@ class Cluster:
 
     def others(self, *nodes: LocalNode) -> list[LocalNode]:
         return [node for node in self.nodes if node not in nodes]
+
+    def members(self, node: LocalNode) -> dict[str, Any]:
+        """The members by name, as that node sees them."""
+        view = self.view(node)
+        return {member["id"]: member for member in view["members"]} if view else {}
+
+    def until_members(self, node: LocalNode, *voters: str, learners: tuple[str, ...] = ()) -> Any:
+        """Until that node sees these members, with nothing under way; its view."""
+
+        def arrived() -> Any:
+            view = self.view(node)
+            if not view or view["stage"] != "stable":
+                return None
+            seen = {m["id"]: m["voter"] for m in view["members"]}
+            wanted = dict.fromkeys(voters, True) | dict.fromkeys(learners, False)
+            return view if seen == wanted else None
+
+        return until(f"{node.name} sees {voters} and learners {learners}", arrived)
+
+    def change_members(
+        self, node: LocalNode, voters: Sequence[str], learners: Sequence[str] = (), **more: Any
+    ) -> Answer:
+        """Ask that node for these members, under the version that it shows."""
+        version = more.pop("version", None) or self.view(node)["members_version"]
+        wanted = [{"id": name} for name in voters]
+        wanted += [{"id": name, "voter": False} for name in learners]
+        body = {"expected_version": version, "members": wanted}
+        return self.ask(node, "PUT", "/api/v1/cluster/members", body, **more)
+
+    def until_changed(
+        self, node: LocalNode, voters: Sequence[str], learners: Sequence[str] = ()
+    ) -> Any:
+        """As :meth:`change_members`, again while others are at it; what came of it."""
+
+        def changed() -> Answer | None:
+            answer = self.change_members(node, voters, learners)
+            if answer.status in (409, 503):
+                return None
+            return answer
+
+        answer = until(f"{node.name} takes {voters} and {learners}", changed)
+        assert answer.status == 200, answer.raw
+        return answer.json
 
     def until_level(self, *nodes: LocalNode) -> int:
         """Until those (or all) have applied the same index, with nothing in between; the index."""

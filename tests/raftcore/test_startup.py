@@ -19,6 +19,7 @@ from raftcore import (
     Founder,
     Identity,
     Join,
+    ListenError,
     Member,
     PlainTransportError,
     RemovedError,
@@ -214,6 +215,15 @@ async def test_without_tls_nothing_is_made_where_others_could_connect(
         await open_member(directory, listen=("0.0.0.0", 0), **{how: wishes[how]})
     assert directory.identity is None
     assert not (directory.path / "FOUNDING").exists()
+
+
+async def test_a_founder_whose_port_is_taken_says_so(directory: DataDirectory) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        founders = [Founder("d", f"127.0.0.1:{port}"), Founder("e", "127.0.0.1:9")]
+        with pytest.raises(ListenError, match=f"127.0.0.1, port {port}"):
+            await open_member(directory, founders=founders, listen=("127.0.0.1", port))
+    assert directory.identity is None
 
 
 async def test_an_opened_log_knows_its_configuration(directory: DataDirectory) -> None:

@@ -13,10 +13,11 @@ import heapq
 import itertools
 import logging
 import struct
+from collections.abc import Iterator
 from enum import IntEnum
 
 from guardian.adapters.raft.members import FORMAT as MEMBERS_FORMAT
-from guardian.adapters.raft.members import HTTP_ATTRIBUTE, ClusterMembers
+from guardian.adapters.raft.members import HTTP_ATTRIBUTE, REMOVED, ClusterMembers
 from guardian.domain.problems import Problem
 from guardian.fsm.commands import (
     AnyCommand,
@@ -35,10 +36,13 @@ from raftcore.errors import (
     EntryTooLargeError,
     OutcomeUnknownError,
     OverloadedError,
+    QuarantinedError,
     RefusedError,
+    RemovedError,
     StorageFullError,
 )
 from raftcore.node import Node
+from raftcore.runtime.status import NodeStatus
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,9 @@ LEADER_WAIT_S = 3.0
 
 #: Requests that may wait for a revision at once.
 MAX_REVISION_WAITERS = 10_000
+
+#: What a node in quarantine says to who wants the newest state; it passes writes on as ever.
+QUARANTINED = "This node lost data and is being filled again: ask another one"
 
 _FORWARD = struct.Struct(">BI")  # format, milliseconds that the sender will wait
 _FORWARD_FORMAT = 1
@@ -132,6 +139,8 @@ class ClusterLog:
     async def _try_once(self, data: bytes, timeout_s: float) -> AnyResult:
         node = self._node
         leader = node.leader_id
+        if node.removed is not None:
+            raise Problem("unavailable", REMOVED)
         if node.is_leader:
             return await self._propose(node, data, timeout_s)
         if leader is None or leader == node.config.node_id:
@@ -147,6 +156,8 @@ class ClusterLog:
             raise Problem("payload_too_large") from None
         except StorageFullError:
             raise Problem("storage_full", retry_after_s=10.0) from None
+        except RemovedError:
+            raise Problem("unavailable", REMOVED) from None
         except RefusedError as error:
             raise _NotHereError from error
         except OutcomeUnknownError as error:
@@ -181,14 +192,14 @@ class ClusterLog:
             raise _NotHereError
         raise _MaybeError
 
-    async def on_request(self, _sender: NodeId, payload: bytes) -> bytes:
+    async def on_request(self, sender: NodeId, payload: bytes) -> bytes:
         """A command forwarded by another member: propose it here, and here only.
 
         It is never forwarded again: a chain of nodes that each believe another to lead would have
         no end.
         """
         if payload[:1] == bytes((MEMBERS_FORMAT,)):
-            return await self._members.on_request(payload)
+            return await self._members.on_request(sender, payload)
         node = self._node
         data, timeout_ms = _unpack_forwarded(payload)
         try:
@@ -218,6 +229,10 @@ class ClusterLog:
                 await self._node.read_barrier(timeout_s=left)
             except OverloadedError:
                 raise Problem("overloaded", retry_after_s=1.0) from None
+            except QuarantinedError:  # until others have filled it: not a matter of moments
+                raise Problem("unavailable", QUARANTINED, retry_after_s=1.0) from None
+            except RemovedError:
+                raise Problem("unavailable", REMOVED) from None
             except RefusedError:
                 await _wait(changed, min(RETRY_PAUSE_S, max(deadline - loop.time(), 0)))
             else:
@@ -309,12 +324,9 @@ class ClusterLog:
             )
             for member in node.configuration.members
         )
-        role = {"pre_candidate": "candidate"}.get(core.role, core.role)
-        if role == "follower" and core.node_id in core.learners:
-            role = "learner"
         return ClusterView(
             node_id=core.node_id,
-            role=role,
+            role=_role_of(status),
             term=core.term,
             leader_id=core.leader_id,
             commit_index=core.commit_index,
@@ -332,12 +344,38 @@ class ClusterLog:
                 )
                 for joiner in status.joiners
             ),
+            conditions=tuple(_conditions_of(status)),
         )
 
     def _on_leadership(self, _change: LeadershipChanged) -> None:
         """Wake everybody who waits for another leader."""
         changed, self._leader_changed = self._leader_changed, asyncio.Event()
         changed.set()
+
+
+def _is_outside(status: NodeStatus) -> bool:
+    return status.configuration.member(status.core.node_id) is None
+
+
+def _role_of(status: NodeStatus) -> str:
+    core = status.core
+    if _is_outside(status):
+        return "outside"
+    if core.role == "follower" and core.node_id in core.learners:
+        return "learner"
+    return {"pre_candidate": "candidate"}.get(core.role, core.role)
+
+
+def _conditions_of(status: NodeStatus) -> Iterator[str]:
+    """What keeps this node from its part; the words are those of ``GET /cluster``."""
+    if status.removed is not None:
+        yield "removed"
+    elif _is_outside(status):
+        yield "not_a_member"
+    if status.quarantine is not None:
+        yield "quarantined"
+    if status.core.stalled:
+        yield "disk_stalled"
 
 
 def _unpack_forwarded(payload: bytes) -> tuple[bytes, int]:

@@ -7,10 +7,13 @@ it is told what became of the first try.
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from guardian.domain.problems import CODES, Fault, Problem
 from guardian.usecases.ports import WantedMember
@@ -23,8 +26,10 @@ from raftcore.errors import (
     NotReadyError,
     OutcomeUnknownError,
     RefusedError,
+    RemovedError,
     StaleVersionError,
     TransferFailedError,
+    UnknownPeerError,
 )
 from raftcore.node import Node
 from raftcore.runtime.members import wanted_members
@@ -36,6 +41,83 @@ HTTP_ATTRIBUTE = "http"
 FORMAT = 2
 #: What the way to the leader and back may take of the time that a caller waits.
 _MARGIN_S = 0.2
+
+
+#: Pause between looks at what became of a change that nobody answered for.
+_LOOK_AGAIN_S = 0.05
+#: What a node that is out of the cluster says to whoever asks it.
+REMOVED = "This node was removed from the cluster: ask another one"
+
+#: The longest that a member may have another one wait, whatever it says.
+MAX_TIMEOUT_S = 3600.0
+
+_Timeout = Annotated[float, Meta(gt=0, le=MAX_TIMEOUT_S)]
+
+
+class _Change(msgspec.Struct, frozen=True, tag_field="do", tag="change"):
+    """These are to be the members: (id, whether it votes)."""
+
+    members: list[tuple[NodeId, bool]]
+    version: int
+    timeout_s: _Timeout
+
+
+class _Transfer(msgspec.Struct, frozen=True, tag_field="do", tag="transfer"):
+    """That one is to lead, or whoever is furthest along."""
+
+    target: NodeId | None
+    timeout_s: _Timeout
+
+
+class _Address(msgspec.Struct, frozen=True, tag_field="do", tag="address"):
+    """The member that asks is reached somewhere else."""
+
+    node: NodeId
+    address: str
+    attributes: dict[str, str]
+    timeout_s: _Timeout
+
+
+_Request = _Change | _Transfer | _Address
+
+
+class _Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came of a request; ``problem`` is the code of what was wrong."""
+
+    caught_up: bool = True
+    leader: str = ""
+    problem: str = ""
+    detail: str = ""
+    errors: list[tuple[str, str]] = []
+    current_version: int | None = None
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Answer:
+        return cls(
+            problem=problem.code,
+            detail=problem.detail,
+            errors=[(fault.pointer, fault.message) for fault in problem.errors],
+            current_version=problem.current_version,
+            retry_after_s=problem.retry_after_s,
+        )
+
+    def checked(self) -> _Answer:
+        """Itself; raises the ``Problem`` that it is, also one that only a newer leader knows."""
+        if not self.problem:
+            return self
+        raise Problem(
+            self.problem if self.problem in CODES else "unavailable",
+            self.detail,
+            errors=tuple(Fault(pointer, message) for pointer, message in self.errors),
+            current_version=self.current_version,
+            retry_after_s=self.retry_after_s,
+        )
+
+
+_request_decoder = msgspec.json.Decoder(_Request)
+_answer_decoder = msgspec.json.Decoder(_Answer)
+_encoder = msgspec.json.Encoder()
 
 
 class ClusterMembers:
@@ -58,87 +140,103 @@ class ClusterMembers:
         self, members: Sequence[WantedMember], expected_version: int, *, timeout_s: float
     ) -> bool:
         """See :meth:`guardian.usecases.ports.Members.change`."""
-        wanted = [[member.id, member.voter] for member in members]
-        answer = await self._on_leader(
-            {"do": "change", "members": wanted, "version": expected_version}, timeout_s
-        )
-        return bool(answer["caught_up"])
+        wanted = [(member.id, member.voter) for member in members]
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        try:
+            answer = await self._on_leader(_Change(wanted, expected_version, timeout_s))
+        except Problem as problem:
+            if problem.code != "outcome_unknown":
+                raise
+            # A leader that goes with this very change is hung up on before it can answer.
+            if not await self._came_about(wanted, expected_version, deadline):
+                raise
+            return True
+        return answer.caught_up
+
+    async def _came_about(
+        self, wanted: list[tuple[NodeId, bool]], version: int, deadline: float
+    ) -> bool:
+        """Whether the change that nobody answered for is seen to be done, here, in time."""
+        loop = asyncio.get_running_loop()
+        while loop.time() < deadline:
+            status = self._node.status()
+            settled = status.stage == "stable" and status.configuration_version > version
+            if settled and status.core.commit_index >= status.configuration_version:
+                # Whatever replaced that version: no other change of it can follow.
+                members = status.configuration.members
+                return sorted((m.node_id, m.voter) for m in members) == sorted(wanted)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        return False
 
     async def transfer(self, target: str | None, *, timeout_s: float) -> str:
         """See :meth:`guardian.usecases.ports.Members.transfer`."""
-        answer = await self._on_leader({"do": "transfer", "target": target}, timeout_s)
-        return str(answer["leader"])
+        return (await self._on_leader(_Transfer(target, timeout_s))).leader
 
     async def announce(self, address: str, attributes: dict[str, str], *, timeout_s: float) -> None:
         """Have the others call this node at ``address`` from now on. Raises ``Problem``."""
-        request = {
-            "do": "address",
-            "node": self._node.config.node_id,
-            "address": address,
-            "attributes": attributes,
-        }
-        await self._on_leader(request, timeout_s)
+        me = self._node.config.node_id
+        await self._on_leader(_Address(me, address, attributes, timeout_s))
 
-    async def _on_leader(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    async def _on_leader(self, request: _Request) -> _Answer:
         node = self._node
         if node.is_leader:
-            return await self._do(node, request, timeout_s)
+            return await _do(node, request)
         leader = node.leader_id
         if leader is None or leader == node.config.node_id:
             raise Problem("no_leader", retry_after_s=1.0)
-        request["timeout_s"] = max(timeout_s - _MARGIN_S, 0.1)
-        payload = bytes((FORMAT,)) + json.dumps(request).encode()
+        timeout_s = request.timeout_s
+        inner = msgspec.structs.replace(request, timeout_s=max(timeout_s - _MARGIN_S, 0.1))
+        payload = bytes((FORMAT,)) + _encoder.encode(inner)
         try:
             raw = await node.request(leader, payload, timeout_s=timeout_s)
         except OutcomeUnknownError:
             raise Problem("outcome_unknown") from None
         except RefusedError:
             raise Problem("no_leader", retry_after_s=1.0) from None
-        answer: dict[str, Any] = json.loads(raw)
-        if "problem" in answer:
-            raise _problem_of(answer)
-        return answer
+        try:
+            answer = _answer_decoder.decode(raw)
+        except msgspec.DecodeError:
+            raise Problem("outcome_unknown", "The leader's answer is not understood") from None
+        return answer.checked()
 
-    async def on_request(self, payload: bytes) -> bytes:
+    async def on_request(self, sender: NodeId, payload: bytes) -> bytes:
         """A request that another member passed on: done here if this node leads, or refused."""
         try:
-            request = json.loads(payload[1:])
-            timeout_s = float(request["timeout_s"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RefusedError(f"not a request about members: {error!r}") from error
+            request = _request_decoder.decode(payload[1:])
+        except msgspec.DecodeError as error:
+            raise RefusedError(f"not a request about members: {error}") from error
+        if isinstance(request, _Address) and request.node != sender:
+            raise RefusedError(f"{sender} can not say where {request.node} is")
         try:
-            answer = await self._do(self._node, request, timeout_s)
+            answer = await _do(self._node, request)
         except Problem as problem:
-            answer = _answer_of(problem)
-        return json.dumps(answer).encode()
-
-    async def _do(self, node: Node, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """On the leader."""
-        try:
-            if request.get("do") == "transfer":
-                return {"leader": await node.transfer_leadership(request["target"])}
-            if request.get("do") == "address":
-                await _readdress(node, request, timeout_s)
-                return {}
-            members = _resolve(node, request["members"])
-            version = request["version"]
-            await node.change_members(members, version=version, timeout_s=timeout_s)
-        except NotCaughtUpError:
-            return {"caught_up": False}
-        except OutcomeUnknownError as error:
-            raise Problem("outcome_unknown", str(error)) from error
-        except TransferFailedError as error:
-            raise Problem("transfer_failed", str(error), retry_after_s=1.0) from error
-        except RefusedError as error:
-            raise _refusal(error) from error
-        return {"caught_up": True}
+            answer = _Answer.of(problem)
+        return _encoder.encode(answer)
 
 
-async def _readdress(node: Node, request: dict[str, Any], timeout_s: float) -> None:
-    attributes = tuple(sorted(request["attributes"].items()))
-    await node.update_address(
-        request["node"], request["address"], attributes=attributes, timeout_s=timeout_s
-    )
+async def _do(node: Node, request: _Request) -> _Answer:
+    """On the leader."""
+    try:
+        match request:
+            case _Transfer(target, timeout_s):
+                return _Answer(leader=await node.transfer_leadership(target, timeout_s=timeout_s))
+            case _Address(node_id, address, attributes, timeout_s):
+                sorted_attributes = tuple(sorted(attributes.items()))
+                await node.update_address(
+                    node_id, address, attributes=sorted_attributes, timeout_s=timeout_s
+                )
+            case _Change(wanted, version, timeout_s):
+                members = _resolve(node, wanted)
+                await node.change_members(members, version=version, timeout_s=timeout_s)
+    except NotCaughtUpError:
+        return _Answer(caught_up=False)
+    except OutcomeUnknownError as error:
+        raise Problem("outcome_unknown", str(error)) from error
+    except TransferFailedError as error:
+        raise Problem("transfer_failed", str(error), retry_after_s=1.0) from error
+    except RefusedError as error:
+        raise _refusal(error) from error
+    return _Answer()
 
 
 def _resolve(node: Node, wanted: Sequence[tuple[NodeId, bool]]) -> list[Member]:
@@ -162,27 +260,10 @@ def _refusal(error: RefusedError) -> Problem:
         return Problem("invalid_members", str(error))
     if isinstance(error, ChangeInProgressError):
         return Problem("change_in_progress", str(error), retry_after_s=1.0)
+    if isinstance(error, UnknownPeerError):
+        return Problem("validation_failed", str(error), errors=(Fault("/target", "is no voter"),))
     if isinstance(error, NotLeaderError | NotReadyError):
         return Problem("no_leader", retry_after_s=1.0)
+    if isinstance(error, RemovedError):
+        return Problem("unavailable", REMOVED)
     return Problem("overloaded", str(error), retry_after_s=1.0)
-
-
-def _answer_of(problem: Problem) -> dict[str, Any]:
-    return {
-        "problem": problem.code,
-        "detail": problem.detail,
-        "errors": [[fault.pointer, fault.message] for fault in problem.errors],
-        "current_version": problem.current_version,
-        "retry_after_s": problem.retry_after_s,
-    }
-
-
-def _problem_of(answer: dict[str, Any]) -> Problem:
-    code = answer["problem"]
-    return Problem(
-        code if code in CODES else "unavailable",
-        answer["detail"],
-        errors=tuple(Fault(pointer, message) for pointer, message in answer["errors"]),
-        current_version=answer["current_version"],
-        retry_after_s=answer["retry_after_s"],
-    )

@@ -252,6 +252,7 @@ async def test_the_cluster_has_the_promised_shape(world: Any) -> None:
         "stage",
         "waits_for",
         "joiners",
+        "conditions",
     }
     assert answer.json["members"] == [
         {

@@ -25,6 +25,9 @@ WELL = HealthReport(recovered=True, knows_leader=True, caught_up=True)
         (replace(WELL, caught_up=False), 503, 200),
         (replace(WELL, recovered=False), 503, 503),
         (replace(WELL, draining=True), 503, 503),
+        (replace(WELL, out=("quarantined",)), 503, 200),
+        (replace(WELL, out=("not_a_member",)), 503, 200),
+        (replace(WELL, degraded=("disk_stalled",)), 200, 200),
     ],
 )
 async def test_ready_follows_the_report(
@@ -110,6 +113,24 @@ def test_a_node_that_rebuilds_its_state_is_not_ready_even_for_local_reads() -> N
     assert not health.report().ready(local=True)
     log.rebuilding = False
     assert health.report().ready(local=True)
+
+
+@pytest.mark.parametrize("condition", ["not_a_member", "removed", "quarantined"])
+def test_a_node_that_takes_no_part_is_not_ready_and_says_why(condition: str) -> None:
+    log = ViewedLog()
+    log.view = replace(log.view, leader_id="m", conditions=(condition,))
+    report = NodeHealth(log, lambda: True).report()  # type: ignore[arg-type]
+    assert not report.ready(local=False)
+    assert report.reasons(local=False) == [condition]
+    assert report.degraded == ()
+
+
+def test_a_node_whose_disk_hangs_is_ready_but_degraded() -> None:
+    log = ViewedLog()
+    log.view = replace(log.view, leader_id="m", conditions=("disk_stalled",))
+    report = NodeHealth(log, lambda: False).report()  # type: ignore[arg-type]
+    assert report.ready(local=False)
+    assert report.degraded == ("postgres", "disk_stalled")
 
 
 def test_a_node_is_caught_up_once_it_applied_what_was_committed_when_it_met_a_leader() -> None:

@@ -16,7 +16,7 @@ from jepsen_like.explore import Bounds, Figures, Space, Violation, explore
 from jepsen_like.explore.node import Node
 from jepsen_like.explore.search import replay
 from jepsen_like.explore.space import Action, State
-from raftcore.core import change, election, membership, messages, quorum, replication
+from raftcore.core import change, election, inbox, membership, messages, quorum, replication
 from raftcore.core import events as ev
 from raftcore.core.log import RaftLog
 from raftcore.core.messages import AppendReply, AppendRequest, Message, VoteReply, VoteRequest
@@ -123,19 +123,7 @@ def commits_what_it_did_not_verify(patch: pytest.MonkeyPatch) -> None:
         handle(s, m)
         s.log.commit(min(m.commit, s.log.last_index))
 
-    patch.setitem(raft_messages(), AppendRequest, leaders(eager))
-
-
-def raft_messages() -> dict[type[Message], Callable[..., None]]:
-    from raftcore.core import raft
-
-    return raft._MESSAGES
-
-
-def leaders(handle: Callable[[CoreState, AppendRequest], None]) -> Callable[..., None]:
-    from raftcore.core import raft
-
-    return raft._leaders(handle)
+    patch.setitem(inbox._MESSAGES, AppendRequest, inbox._leaders(eager))
 
 
 def counts_entries_of_old_terms(patch: pytest.MonkeyPatch) -> None:
@@ -262,7 +250,7 @@ def test_nodes_of_one_fingerprint_do_the_same(start: str) -> None:
     """Steps are looked up by fingerprint, which stands or falls with this."""
     space = DoubtingSpace(Bounds(start=start, entries=1))
     rng = random.Random(3)
-    for _ in range(60):
+    for _ in range(80):
         state = space.start()
         for _ in range(60):
             actions = list(space.actions(state))

@@ -208,7 +208,8 @@ def test_recover_makes_a_new_directory_when_it_is_confirmed(three: Directories, 
     code, out, _ = run(*words, cluster)
     assert code == ExitCode.OK
     assert "BECOMES PERMANENT: entries 16..20 are held" in out
-    assert "new cluster  ID (epoch 1)" in out
+    assert re.match(r"cluster  CLUSTER\n", out)
+    assert "\n\nmade  ROOT/new\nnew cluster  ID (epoch 1)\n" in out
     assert run("verify", "@new")[0] == ExitCode.OK
     _, out, _ = run("inspect", "@new")
     assert "recovered TIME (epoch 1) from cluster CLUSTER, entries up to 20" in out
@@ -253,7 +254,16 @@ def test_backup_and_restore_bring_everything_into_a_new_cluster(
     assert run("restore", "@b.tar", "@new", "--digest", "0" * 64)[0] == ExitCode.LOG_CORRUPT
     code, out, _ = run("restore", "@b.tar", "@new")
     assert code == ExitCode.OK
-    assert "old cluster  CLUSTER" in out
+    assert out == golden("""
+        made  ROOT/new
+        new cluster  ID (epoch 1)
+        old cluster  CLUSTER
+        node  n1
+        entries up to  20
+
+        Start the node on it, then let further members join with empty directories.
+        Never start a node of the old cluster again: put its directories away.
+    """)
     assert run("restore", "@b.tar", "@newer", "--json")[0] == ExitCode.OK
     code, out, _ = run("backup", "@new", "@c.tar")
     assert (code, "digest  HASH" in out) == (ExitCode.OK, True)

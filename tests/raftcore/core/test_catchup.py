@@ -87,6 +87,39 @@ def test_bytes_of_a_snapshot_are_progress_too() -> None:
     assert v.failure(5500) == "made no progress for 1000 ms"
 
 
+def test_to_be_fed_the_same_bytes_again_is_no_progress() -> None:
+    v = Voter(10)
+    v.progress.become_snapshot(snapshot_of(ChainMachine(), Configuration("c", ())).meta)
+    assert v.progress.feed is not None
+    for ms in range(0, 5000, 100):
+        v.progress.feed.offset = ms // 100 % 5
+        v.at(ms, 0, 20)
+        if v.failure(ms) is not None:
+            break
+    assert ms == 1400
+    assert v.failure(ms) == "made no progress for 1000 ms"
+
+
+def test_a_newer_snapshot_is_progress_however_little_of_it_has_come() -> None:
+    v = Voter(10)
+    machine = ChainMachine()
+    for ms in range(0, 5000, 900):
+        machine.index += 1
+        v.progress.become_snapshot(snapshot_of(machine, Configuration("c", ())).meta)
+        v.at(ms, 0, 20)
+        assert v.failure(ms) is None
+
+
+def test_snapshots_that_can_not_be_installed_end_a_change_however_many_new_ones_there_are() -> None:
+    v = Voter(10)
+    v.progress.failed_installs = 4
+    v.at(0, 0, 20)
+    assert v.failure(0) is None
+    v.progress.failed_installs = 5
+    v.at(100, 0, 20)
+    assert v.failure(100) == "could not install the snapshot 5 times"
+
+
 def test_what_a_regressed_voter_once_had_is_not_progress() -> None:
     v = Voter(10)
     v.progress.regressed = True

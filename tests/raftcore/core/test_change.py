@@ -59,6 +59,15 @@ def test_a_learner_is_added_by_one_entry_and_told_before_anything_is_sent_to_it(
     assert stages(c["l"]) == ["abc(l)"]
 
 
+def test_the_committed_configuration_is_not_the_one_in_force_while_that_may_go_back() -> None:
+    c, a = led()
+    a.change("abc", "l")
+    assert a.raft.configuration.learners == ("l",)
+    assert a.raft.committed_configuration.learners == ()
+    c.deliver()
+    assert a.raft.committed_configuration == a.raft.configuration
+
+
 def test_a_learner_is_removed_by_one_entry_and_its_incarnation_retired() -> None:
     c, a = led(learners="l")
     a.change("abc")
@@ -229,7 +238,7 @@ def test_what_is_so_already_is_done_without_an_entry() -> None:
         ((*members_of("ab"), Member("d", "d:1", b"short")), "16 bytes"),
         (
             tuple(Member(f"{i:03}", f"{i}:1", b"%016d" % i) for i in range(MAX_MEMBERS + 1)),
-            "more than",
+            "no more than",
         ),
     ],
 )
@@ -241,7 +250,133 @@ def test_members_that_can_not_be_are_refused(members: tuple[Member, ...], why: s
     assert stages(a) == []
 
 
-@pytest.mark.parametrize("lease", [Lease(0, 200), Lease(1000, -1), Lease(1000, 1_000_000)])
+@pytest.mark.parametrize(
+    ("part", "value", "why"),
+    [
+        ("node_id", "é" * 128, "longer than 255"),
+        ("node_id", 7, "must be text"),
+        ("address", "x" * 513, "longer than 512"),
+        ("address", "\ud800", "surrogates"),
+        ("incarnation", "d" * 16, "16 bytes"),
+        ("voter", 1, "a voter or not"),
+        ("attributes", (("port", 8080),), "must be text"),
+        ("attributes", (("port",),), "not a pair"),
+        ("attributes", [("port", "8080")], "must be a tuple"),
+        ("attributes", (("a", "b"),) * 65, "64 pairs"),
+        ("attributes", (("a", "b" * 4097),), "longer than 4096"),
+        ("attributes", tuple((str(i), "b" * 4096) for i in range(64)), "more than 262144"),
+    ],
+)
+def test_a_member_of_wrong_shape_is_refused_and_nothing_is_appended(
+    part: str, value: object, why: str
+) -> None:
+    c, a = led()
+    newcomer = replace(members_of("d")[0], **{part: value})  # type: ignore[arg-type]
+    a.step(ev.MembershipRequested(a.now_ns, 1, 0, (*members_of("abc"), newcomer)))
+    assert outcomes(a) == [(1, MembershipOutcome.INVALID)]
+    assert why in details(a)[0]
+    a.propose(b"x")
+    c.deliver()
+    assert a.raft.commit_index == 2, "it goes on"
+
+
+def test_members_in_a_list_are_refused() -> None:
+    _, a = led()
+    a.step(ev.MembershipRequested(a.now_ns, 1, 0, list(members_of("abcd"))))  # type: ignore[arg-type]
+    assert outcomes(a) == [(1, MembershipOutcome.INVALID)]
+    assert details(a) == ["members must be a tuple, and no more than 64"]
+
+
+def test_members_that_would_not_come_back_from_the_log_as_they_are_are_refused() -> None:
+    class Special(Member):
+        """Has more to it than a log can hold."""
+
+    _, a = led()
+    newcomer = Special("d", "d:1", incarnation_of("d"))
+    a.step(ev.MembershipRequested(a.now_ns, 1, 0, (*members_of("abc"), newcomer)))
+    assert outcomes(a) == [(1, MembershipOutcome.INVALID)]
+    assert details(a) == ["these members do not come back from the log as they are"]
+
+
+def test_echoes_of_a_former_member_of_the_same_name_are_not_its_successors() -> None:
+    """Heartbeats have no sequence: their rounds tell who was asked (rule 24)."""
+    c, a = led("ab", "d")
+    c.deliver()
+    a.read(1)
+    c.deliver()
+    assert a.raft._s.leadership is not None
+    before = a.raft._s.leadership.read_counter
+    assert before > 0
+    a.change("ab")
+    c.deliver()
+    again = Member("d", "d:2", b"another who is d")
+    a.step(ev.MembershipRequested(a.now_ns, 2, 2, (*members_of("ab"), replace(again, voter=False))))
+    c.kill("d")
+    progress = a.raft._s.leadership.progress["d"]
+    since = progress.last_contact_ns
+    c.set_time(c.now_ns + 100 * MS)
+    a.receive(msg.HeartbeatReply("d", 1, before))
+    assert (progress.last_contact_ns, progress.read_counter) == (since, 0)
+    assert progress.health_ns is None
+    a.time_out()
+    (round_,) = {m.read_counter for to, m in a.outbox if to == "d" and isinstance(m, msg.Heartbeat)}
+    a.receive(msg.HeartbeatReply("d", 1, round_))
+    assert progress.last_contact_ns == a.now_ns
+
+
+def test_a_newcomer_that_can_not_use_the_snapshot_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    c, a = led(trailing_entries=0, catch_up_ms=60_000, snapshot_chunk_bytes=64)
+    for i in range(4):
+        a.propose(b"x%d" % i)
+        c.deliver()
+    a.take_snapshot()
+    a.propose(b"y")
+    c.deliver()
+    a.take_snapshot()
+    d = c.join("d")
+
+    def damaged(effect: ef.StoreSnapshotChunk) -> None:
+        d.received = d.received[: effect.offset] + effect.data
+        if len(d.received) < effect.meta.size_bytes:
+            d.step(ev.SnapshotChunkStored(d.now_ns, effect.meta, len(d.received)))
+        else:
+            d.step(ev.SnapshotInstalled(d.now_ns, effect.meta, ok=False))
+
+    monkeypatch.setattr(d, "_store_chunk", damaged)
+    a.change("abcd")
+    c.advance(30_000, step_ms=60)
+    assert outcomes(a) == [(1, MembershipOutcome.NOT_CAUGHT_UP)]
+    assert details(a) == ["d could not install the snapshot 5 times; it stays a learner"]
+    monkeypatch.undo()
+    c.advance(60_000, step_ms=60)
+    a.change("abcd", token=2)
+    c.advance(2000)
+    assert outcomes(a)[1:] == [(2, MembershipOutcome.DONE)]
+
+
+def test_members_of_a_change_and_those_it_replaces_must_fit_one_configuration() -> None:
+    _, a = led()
+    names = [f"n{i:02}" for i in range(MAX_MEMBERS - 2)]
+    a.change([*names[:2]], names[2:])
+    assert outcomes(a) == [(1, MembershipOutcome.INVALID)]
+    assert details(a) == [f"{MAX_MEMBERS + 1} members are more than {MAX_MEMBERS}"]
+    assert stages(a) == []
+
+
+@pytest.mark.parametrize(
+    "lease",
+    [
+        Lease(0, 200),
+        Lease(119, 200),
+        Lease(60_001, 200),
+        Lease(1000, -1),
+        Lease(1000, 100_001),
+        Lease("1000", 200),  # type: ignore[arg-type]
+        Lease(True, 200),
+    ],
+)
 def test_a_lease_that_can_not_be_is_refused(lease: Lease) -> None:
     _, a = led()
     a.change("abc", lease=lease)

@@ -18,6 +18,7 @@ from jepsen_like.sim.manual import (
 from jepsen_like.sim.seen import details, outcomes, peers, removals, short, stages
 from raftcore.core import change
 from raftcore.core import effects as ef
+from raftcore.core import events as ev
 from raftcore.core import messages as msg
 from raftcore.core.config import MS
 from raftcore.core.effects import MembershipOutcome
@@ -224,6 +225,17 @@ def test_rule_41_a_leader_that_can_not_hand_over_does_it_alone_and_steps_down() 
     assert c.leaders()
     assert "a" not in c.leaders()
     assert not [e for e in a.effects if isinstance(e, ef.TransferFinished)]
+
+
+def test_rule_41_a_leader_whose_hand_over_is_aborted_finishes_the_change_itself() -> None:
+    c, a = led()
+    c.lose = is_order
+    a.change("bc")
+    c.run_until(lambda: "handed over" in (a.raft.status().change_waits_for or ""))
+    a.step(ev.TransferAborted(a.now_ns))
+    assert short(a.raft.configuration) == "bc/abc"
+    c.run_until(lambda: short(a.raft.configuration) == "bc")
+    assert not [e for e in a.effects if isinstance(e, ef.TransferFinished)], "nobody asked for it"
 
 
 def test_rule_41_a_removed_leader_does_not_count_itself() -> None:

@@ -113,7 +113,8 @@ def test_rule_48_a_quorum_of_the_others_must_be_healthy(health: Health) -> None:
         leader.receive(msg.HeartbeatReply("d", 1, 0, health))
         leader.tick()
     assert gave_way(leader) == []
-    leader.receive(msg.HeartbeatReply("d", 1, 0, HEALTHY))
+    assert leader.raft._s.leadership is not None
+    leader.receive(msg.HeartbeatReply("d", 1, leader.raft._s.leadership.read_counter, HEALTHY))
     leader.tick()
     assert len(gave_way(leader)) == 1
 
@@ -251,7 +252,43 @@ def test_a_node_whose_disk_is_stalled_is_no_target_of_a_transfer() -> None:
     assert [to for to, m in sent if isinstance(m, msg.TimeoutNow)] == ["c"]
 
 
-def test_a_candidate_whose_disk_hangs_meanwhile_goes_on_when_it_comes_back() -> None:
+def stalled_pre_candidate(*, held_ms: int) -> tuple[ManualCluster, ManualNode]:
+    """b asks whether it could win, c's answer is on its way, and b's disk has hung for long."""
+    c = ManualCluster(stall_ms=1000)
+    leader, b = c.elect("a"), c["b"]
+    c.advance(200)
+    b.hold_disk = True
+    leader.propose(b"x")
+    c.deliver(lambda to, _m: to == "b")
+    c.isolate("a")
+    c.drop()
+    b.time_out()
+    assert b.raft.status().role == "pre_candidate"
+    c.set_time(max(n.now_ns for n in c.nodes.values()) + held_ms * MS)
+    return c, b
+
+
+def test_rule_48_a_stalled_node_does_not_campaign_on_votes_it_asked_for_before() -> None:
+    c, b = stalled_pre_candidate(held_ms=1500)
+    c.deliver()
+    assert b.raft.status().stalled
+    assert (b.raft.status().role, b.raft.term) == ("follower", 1)
+
+
+def test_rule_48_a_stalled_nodes_candidacy_ends_with_its_time() -> None:
+    c, b = stalled_pre_candidate(held_ms=0)
+    late = [pair for pair in c.collect() if pair[0] == "c"]
+    c.drop()
+    c.set_time(c.now_ns + 1500 * MS)
+    b.time_out()
+    assert (b.raft.status().stalled, b.raft.status().role) == (True, "follower")
+    for _, m in late:
+        c["c"].receive(m)
+    c.deliver()
+    assert (b.raft.status().role, b.raft.term) == ("follower", 1)
+
+
+def test_a_candidate_whose_disk_hangs_meanwhile_campaigns_again_when_it_comes_back() -> None:
     c = ManualCluster(terms={"a": 1}, logs={"a": [1], "b": [1], "c": [1]})
     a = c["a"]
     c.set_time(a.raft.next_deadline_ns)
@@ -265,6 +302,8 @@ def test_a_candidate_whose_disk_hangs_meanwhile_goes_on_when_it_comes_back() -> 
     assert a.raft.status().stalled
     a.hold_disk = False
     a.flush()
+    c.drop()
+    a.time_out()
     c.deliver()
     assert c.leaders() == ["a"]
     assert log_of(1) == a.image.entries[:1]

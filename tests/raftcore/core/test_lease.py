@@ -231,6 +231,17 @@ def test_rule_35_a_change_of_the_lease_counts_once_it_is_committed() -> None:
 # -- transfers --------------------------------------------------------------------------------
 
 
+def test_rule_35_an_aborted_transfer_whose_order_was_sent_brings_no_lease_back() -> None:
+    c, leader = leading()
+    assert leader.raft.lease_valid_until_ns is not None
+    leader.step(ev.TransferRequested(leader.now_ns, "b"))
+    assert c.drop(lambda _to, m: isinstance(m, msg.TimeoutNow)) == 1
+    leader.step(ev.TransferAborted(leader.now_ns))
+    c.advance(1000)
+    assert c.leaders() == ["a"]
+    assert leader.raft.lease_valid_until_ns is None
+
+
 def test_rule_35_after_a_transfer_was_ordered_there_is_no_lease_in_this_term() -> None:
     c, leader = leading()
     leader.step(ev.TransferRequested(leader.now_ns, "b"))

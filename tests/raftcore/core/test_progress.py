@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -138,3 +141,93 @@ def test_backtracking_never_reaches_what_is_proven(next_index: int, match: int, 
     progress.acknowledge(match)
     progress.backtrack(to)
     assert progress.next_index >= match + 1
+
+
+# -- against a plain model ------------------------------------------------------------------------
+
+
+class History:
+    """The same peer, computed anew from all that ever happened instead of being kept up to date."""
+
+    def __init__(self, next_index: int) -> None:
+        self.first = next_index
+        self.done: list[tuple[str, int]] = []
+
+    @property
+    def match(self) -> int:
+        """The greatest acknowledgement since it last began anew."""
+        return self._match_after(len(self.done))
+
+    def _match_after(self, count: int) -> int:
+        begun = max((n for n in range(count) if self.done[n][0] == "restart"), default=-1)
+        since = self.done[begun + 1 : count]
+        return max((value for what, value in since if what == "acknowledge"), default=0)
+
+    @property
+    def next(self) -> int:
+        """The guess: set back by a rejection or a new state, and pushed on by what is proven."""
+        guess = self.first
+        for count, (what, value) in enumerate(self.done, start=1):
+            above = self._match_after(count) + 1
+            if what in ("become_probe", "become_replicate"):
+                guess = above
+            elif what == "backtrack":
+                guess = min(guess, value)
+            if what in ("acknowledge", "backtrack"):
+                guess = max(guess, above)
+        return guess
+
+    @property
+    def inflight(self) -> list[tuple[int, int]]:
+        """Sequence and size of everything sent that nothing since has settled or given up."""
+        found = []
+        for number, (what, size) in enumerate(self.done):
+            after = self.done[number + 1 :]
+            given_up = any(later in CLEARING for later, _ in after)
+            settled = any(later == "forget" and value >= number for later, value in after)
+            if what == "send" and not given_up and not settled:
+                found.append((number, size))
+        return found
+
+
+CLEARING = ("become_probe", "become_replicate", "become_snapshot", "backtrack", "restart")
+STEPS = (
+    ("acknowledge", 3), ("acknowledge", 7), ("backtrack", -1), ("backtrack", 5),
+    ("become_probe", 0), ("become_replicate", 0), ("become_snapshot", 0), ("restart", 0),
+    ("send", 10), ("send", 25), ("forget", 1), ("forget", 9),
+)  # fmt: skip
+BOUNDS = tuple(product((1, 2, 3), (10, 11, 25, 36)))
+
+
+def _take(progress: Progress, number: int, what: str, value: int) -> None:
+    if what == "send":
+        progress.sent(sent(number, value))
+    elif what == "forget":
+        progress.forget_through(value)
+    elif what == "become_snapshot":
+        progress.become_snapshot(META)
+    elif what in ("become_probe", "become_replicate"):
+        getattr(progress, what)()
+    elif what == "restart":
+        progress.restart(value, 0)
+    else:
+        getattr(progress, what)(value)
+
+
+@pytest.mark.parametrize("first", STEPS, ids=str)
+def test_next_match_and_window_agree_with_a_model_after_every_short_history(
+    first: tuple[str, int],
+) -> None:
+    """Rules 22, 24, 25, 28: every history of four steps."""
+    for rest in product(STEPS, repeat=3):
+        progress, history = Progress(6, 0), History(6)
+        for number, step in enumerate((first, *rest)):
+            _take(progress, number, *step)
+            history.done.append(step)
+        case = history.done
+        assert (progress.match_index, progress.next_index) == (history.match, history.next), case
+        inflight = history.inflight
+        assert [(m.sequence, m.size_bytes) for m in progress.inflight] == inflight, case
+        for messages, size in BOUNDS:
+            is_open = len(inflight) < messages and sum(s for _, s in inflight) < size
+            assert progress.window_open(messages, size) is is_open, case

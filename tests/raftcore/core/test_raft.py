@@ -11,10 +11,12 @@ from jepsen_like.sim.manual import ManualCluster, ManualNode
 from raftcore.core import effects as ef
 from raftcore.core import events as ev
 from raftcore.core import messages as msg
+from raftcore.core import validation
 from raftcore.core.config import CoreConfig
 from raftcore.core.effects import RefusalReason
-from raftcore.core.errors import InvariantError, MisuseError
+from raftcore.core.errors import InvariantError, MisuseError, PeerViolationError
 from raftcore.core.raft import Raft
+from raftcore.core.state import CoreState
 from raftcore.core.types import Configuration, Entry, EntryType, Position, WriteMark
 
 
@@ -71,10 +73,27 @@ def test_misuse_half_way_through_a_step_stops_the_core(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(node.raft._s.log, "applied_to", fail_late)
     for _ in range(2):
-        with pytest.raises(MisuseError, match="too late"):
+        with pytest.raises(InvariantError, match="too late"):
             node.raft.step(ev.Applied(0, 0))
-    with pytest.raises(MisuseError, match="too late"):
+    with pytest.raises(InvariantError, match="too late"):
         node.raft.step(ev.Tick(0))
+
+
+def test_a_peer_refused_half_way_through_a_step_is_no_matter_of_the_peer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever drives the core goes on after a violation: that must not be with half a step."""
+    node = ManualCluster()["a"]
+
+    def fail_late(s: CoreState, _m: msg.Message) -> None:
+        s.set_hard_state(9, None)
+        raise PeerViolationError("too late to refuse")
+
+    monkeypatch.setattr(validation, "check", fail_late)
+    for _ in range(2):
+        with pytest.raises(InvariantError, match="after it had an effect: too late") as raised:
+            node.receive(msg.Heartbeat("b", 1, 0, 0))
+        assert isinstance(raised.value.__cause__, PeerViolationError)
 
 
 def test_a_broken_assertion_stops_the_core_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +286,26 @@ def test_status_is_a_picture_of_everything() -> None:
     assert isinstance(follower.configuration, Configuration)
     leader.propose(b"y")
     assert {p.inflight_messages for p in leader.raft.status().peers} == {1}
+
+
+def test_what_is_asked_after_every_step_is_what_the_status_says() -> None:
+    c = ManualCluster()
+    leader, follower = c.elect("a"), c["b"]
+    leader.hold_disk = True
+    leader.propose(b"x" * 100)
+    leader.read(1)
+    follower.read(2)
+    for node in (leader, follower):
+        raft, status = node.raft, node.raft.status()
+        assert raft.role.value == status.role
+        assert raft.first_index == status.first_index == 1
+        assert raft.durable_index == status.durable_index == 1
+        assert raft.uncommitted_bytes == status.uncommitted_bytes
+        assert raft.pending_reads == status.pending_reads == 1
+        sent = [peer.inflight_messages for peer in status.peers]
+        assert raft.inflight_messages == max(sent, default=0)
+    assert leader.raft.uncommitted_bytes == 164
+    assert (leader.raft.inflight_messages, follower.raft.inflight_messages) == (1, 0)
 
 
 def test_status_names_an_unanswered_probe() -> None:

@@ -97,6 +97,9 @@ def test_only_a_leader_hands_over_and_only_once_at_a_time() -> None:
     transfer(leader, "b")
     transfer(leader, "c")
     assert outcomes(leader) == [(False, "c", "a transfer is under way already")]
+    finished = [e for e in (*c["b"].effects, *leader.effects) if isinstance(e, ef.TransferFinished)]
+    told = [e.refusal for e in finished]
+    assert told == [ef.TransferRefusal.NOT_LEADER, ef.TransferRefusal.IN_PROGRESS]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +191,50 @@ def test_a_transfer_given_up_after_the_order_may_happen_yet(sent: bool) -> None:
     (finished,) = [e for e in leader.effects if isinstance(e, ef.TransferFinished)]
     assert (finished.succeeded, finished.unknown) == (False, sent)
     assert leader.raft.is_leader
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_a_transfer_that_is_aborted_ends_at_once_and_writes_are_taken_again(sent: bool) -> None:
+    c = ManualCluster()
+    leader = c.elect("a")
+    if not sent:
+        c.isolate("b")
+        leader.propose(b"x")
+        c.deliver()
+    transfer(leader, "b")
+    assert c.drop(is_timeout_now) == sent
+    leader.step(ev.TransferAborted(leader.now_ns))
+    (finished,) = [e for e in leader.effects if isinstance(e, ef.TransferFinished)]
+    assert finished == ef.TransferFinished(False, "b", "the transfer was aborted", unknown=sent)
+    assert refusals(leader.propose(b"y")) == []
+    leader.step(ev.TransferAborted(leader.now_ns))
+    c.heal()
+    c.advance(310)
+    assert c.leaders() == ["a"]
+    assert len(outcomes(leader)) == 1, "aborted once"
+    transfer(leader, "c")
+    c.deliver()
+    assert c.leaders() == ["c"]
+
+
+def test_an_order_that_was_sent_is_obeyed_although_the_transfer_was_aborted() -> None:
+    c = ManualCluster()
+    leader = c.elect("a")
+    transfer(leader, "b")
+    leader.step(ev.TransferAborted(leader.now_ns))
+    c.deliver()
+    assert c.leaders() == ["b"]
+    assert [o[0] for o in outcomes(leader)] == [False]
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_where_no_transfer_is_under_way_there_is_none_to_abort(name: str) -> None:
+    c = ManualCluster()
+    c.elect("a")
+    node = c[name]
+    node.step(ev.TransferAborted(node.now_ns))
+    assert outcomes(node) == []
+    assert c.leaders() == ["a"]
 
 
 def test_a_late_order_to_campaign_is_obeyed_by_followers_that_can_only() -> None:

@@ -19,6 +19,7 @@ from raftcore import (
 )
 from raftcore.core.messages import VoteReply
 from raftcore.errors import LogCorruptError, StoppedError
+from raftcore.metrics import OTHER_LABEL
 from raftcore.trace import Kind
 
 
@@ -326,3 +327,32 @@ async def test_callers_may_wait_for_an_index(one: Any) -> None:
     await node.stop()
     with pytest.raises(StoppedError):
         await again
+
+
+async def test_strangers_that_come_and_go_add_no_labels(one: Any) -> None:
+    node = await one.lone()
+    for number in range(200):
+        node.on_peer_lost(f"stranger{number}")
+    assert node.status().counters.peers_lost_by == {OTHER_LABEL: 200}
+
+
+async def test_one_change_configures_the_transport_once(
+    three: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await three.start()
+    leader = await three.leader()
+    await leader.propose(b"x")
+    version = leader.configuration_version
+    transport = leader._transport
+    configure = transport.configure
+    configured: list[Any] = []
+
+    def watched(*who: Any) -> None:
+        configured.append(who)
+        configure(*who)
+
+    monkeypatch.setattr(transport, "configure", watched)
+    await leader.add_learner(three.member("d"))
+    assert leader.configuration_version > version
+    assert len(configured) == len(set(configured)), "the same is not told twice"
+    assert configured[-1][0] == leader.configuration

@@ -369,7 +369,7 @@ async def test_a_joiner_that_is_welcome_becomes_a_voter(three: Any) -> None:
     configuration = await retried(lambda: leader.on_join(three.member("d")))
     assert configuration.member("d") is not None
     await three.until("it votes", lambda: "d" in leader.configuration.voters)
-    assert await leader.on_join(three.member("d")) == leader.configuration
+    assert (await leader.on_join(three.member("d"))).member("d") is not None
     with pytest.raises(NotAdmittedError):
         await leader.on_join(three.member("e"))
     asked = [event.fields for event in three.traces[name(leader)].of(Kind.JOINER_ASKED)]
@@ -433,3 +433,41 @@ async def test_refusals_while_leadership_moves_name_the_one_to_ask(three: Any) -
         three.gates[target].open()
     with suppress(RaftcoreError):  # the target's disk was slow: it may have failed
         await moving
+
+
+async def test_a_joiner_is_told_that_it_is_a_member_only_once_that_is_committed(three: Any) -> None:
+    """Told earlier it would ask no more, and be lost when the configuration goes back."""
+
+    async def welcome(_joiner: Member) -> bool:
+        return True
+
+    await three.start(on_join=welcome)
+    old = await three.leader()
+    await old.propose(b"x")
+    others = [name(node) for node in three.others(old)]
+    three.network.partition([name(old)], others)
+    joiner = three.member("d")
+    asking = asyncio.create_task(old.on_join(joiner))
+    await three.until("the change is in the log", lambda: old.configuration.member("d"))
+    await three.until("another leads", lambda: any(three.nodes[i].is_leader for i in others))
+    assert not asking.done()
+    assert old.pending_joiners == (joiner,)
+    three.network.heal_all()
+    with pytest.raises(NotAdmittedError):
+        await asking
+    await three.leader()
+    assert all(node.configuration.member("d") is None for node in three.nodes.values())
+
+
+async def test_a_member_is_told_that_it_was_removed_only_once_that_is_committed(three: Any) -> None:
+    await three.start()
+    old = await three.leader()
+    await retried(lambda: old.add_learner(three.member("d")))
+    others = [name(node) for node in three.others(old)]
+    three.network.partition([name(old)], others)
+    removing = asyncio.create_task(old.remove("d"))
+    await three.until("the change is in the log", lambda: old.configuration.member("d") is None)
+    assert (await old.on_join(three.member("d"))).member("d") is not None
+    three.network.heal_all()
+    with suppress(OutcomeUnknownError):
+        await removing

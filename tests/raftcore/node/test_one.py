@@ -9,17 +9,21 @@ import pytest
 
 from raftcore import (
     AppliedPosition,
+    CoreConfig,
     EntryTooLargeError,
+    ExitCode,
     NodeOptions,
     NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
+    StateMachineError,
     StoppedError,
     StorageError,
     UnknownPeerError,
 )
-from raftcore.errors import LogCorruptError, StorageFullError
+from raftcore.errors import IdentityError, LogCorruptError, StorageFullError
 from raftcore.runtime import driver as driver_module
+from raftcore.trace import Kind
 
 
 async def proposals(node: Any, count: int, **more: Any) -> list[asyncio.Task[Any]]:
@@ -102,6 +106,18 @@ async def test_too_many_waiting_proposals_are_refused(one: Any) -> None:
     one.gates["a"].open()
     assert [p.result for p in await asyncio.gather(*waiting)] == [1, 2, 3]
     assert (await node.propose(b"now")).result == 4
+
+
+async def test_too_many_waiting_reads_are_refused_although_they_share_a_round(one: Any) -> None:
+    node = await one.lone(max_pending_reads=3)
+    await held_up(one, node)  # not applied yet
+    waiting = [asyncio.create_task(node.read_barrier()) for _ in range(4)]
+    await one.until("one is refused", lambda: any(task.done() for task in waiting))
+    with pytest.raises(OverloadedError):
+        await waiting.pop()
+    one.gates["a"].open()
+    await asyncio.gather(*waiting)
+    await node.read_barrier()
 
 
 async def test_too_many_uncommitted_bytes_are_refused(one: Any) -> None:
@@ -289,15 +305,17 @@ async def test_a_state_machine_that_fails_ends_the_node(one: Any) -> None:
         await node.wait_stopped()
 
 
-async def test_a_state_machine_that_forgets_a_result_ends_the_node(
-    one: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("results", "said"), [([], "0"), ([1, 2], "2"), (None, "NoneType")])
+async def test_a_state_machine_without_one_result_per_entry_ends_the_node(
+    one: Any, monkeypatch: pytest.MonkeyPatch, results: Any, said: str
 ) -> None:
     node = await one.lone()
-    monkeypatch.setattr(one.machines["a"], "apply", lambda entries, position: [])
+    monkeypatch.setattr(one.machines["a"], "apply", lambda entries, position: results)
     with pytest.raises(OutcomeUnknownError):
         await node.propose(b"x")
-    with pytest.raises(AssertionError, match="one result per entry"):
+    with pytest.raises(StateMachineError, match=f"one result per entry.* returned {said}") as ended:
         await node.wait_stopped()
+    assert (ended.value.code, ended.value.exit_code) == ("E_STATE_MACHINE", ExitCode.INVARIANT)
 
 
 async def test_a_worker_that_hangs_does_not_hold_up_the_end(
@@ -310,6 +328,111 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_end(
     with pytest.raises(OutcomeUnknownError):
         await accepted
     assert not one.logs["a"].closed, "it is in use by the worker"
+
+
+async def test_a_view_that_opens_while_the_node_stops_is_closed_before_the_machine(
+    one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await one.lone()
+    await node.propose(b"x")
+    machine, opening = one.machines["a"], one.snapshot_gates["a"]
+    opening.close()
+    still_open: list[int] = []
+    open_snapshot, close = machine.open_snapshot, machine.close
+
+    def slow_open() -> Any:
+        opening.pass_through()
+        return open_snapshot()
+
+    def watched_close() -> None:
+        still_open.append(sum(not view.closed for view in machine.views))
+        close()
+
+    monkeypatch.setattr(machine, "open_snapshot", slow_open)
+    monkeypatch.setattr(machine, "close", watched_close)
+    taking = asyncio.create_task(node.snapshot())
+    await one.until("the view is being opened", lambda: opening.waiting)
+    stopping = asyncio.create_task(node.stop())
+    with pytest.raises(StoppedError):
+        await taking
+    opening.open()
+    await stopping
+    assert len(machine.views) == 1
+    assert still_open == [0]
+
+
+async def test_a_failure_while_the_node_starts_is_what_starting_raises(
+    one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = one.build("a")
+    transport = node._transport
+    start = transport.start
+
+    async def fail_first(receiver: Any) -> None:
+        await start(receiver)
+        node._driver._fail(StorageError("the disk is gone"))
+
+    monkeypatch.setattr(transport, "start", fail_first)
+    with pytest.raises(StorageError, match="the disk is gone"):
+        await node.start()
+    assert one.logs["a"].closed
+    assert node._driver.maintenance._timer is None
+    assert not one.traces["a"].of(Kind.NODE_STARTED)
+
+
+async def test_a_node_that_is_stopped_while_it_starts_does_not_pretend_to_run(
+    one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = one.build("a")
+    transport = node._transport
+    monkeypatch.setattr(transport, "start", lambda _receiver: node.stop())
+    with pytest.raises(StoppedError, match="before it had started"):
+        await node.start()
+
+
+async def test_a_start_that_is_cancelled_is_no_failure_of_the_node(
+    one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, recovering = one.build("a"), one.gates["a"]
+    recovering.close()
+    machine = one.machines["a"]
+    last_applied = machine.last_applied
+
+    def slow() -> AppliedPosition:
+        recovering.pass_through()
+        return last_applied()
+
+    monkeypatch.setattr(machine, "last_applied", slow)
+    starting = asyncio.create_task(node.start())
+    await one.until("it recovers", lambda: recovering.waiting)
+    starting.cancel()
+    recovering.open()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await node.wait_stopped()
+    assert one.logs["a"].closed
+
+
+async def test_an_end_that_is_interrupted_still_closes_everything(
+    one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await one.lone()
+    closed: list[str] = []
+    close = node._transport.close
+
+    async def interrupted() -> None:
+        raise asyncio.CancelledError
+
+    async def watched() -> None:
+        closed.append("transport")
+        await close()
+
+    monkeypatch.setattr(node._admission, "close", interrupted)
+    monkeypatch.setattr(node._transport, "close", watched)
+    with pytest.raises(asyncio.CancelledError):
+        await node.stop()
+    assert closed == ["transport"]
+    assert one.logs["a"].closed
 
 
 # -- recovery -------------------------------------------------------------------------------------
@@ -453,3 +576,37 @@ async def test_a_barrier_without_a_leader_says_so(make_world: Any) -> None:
     with pytest.raises(NotLeaderError):
         await world.nodes["a"].propose(b"x")
     assert world.nodes["a"].staleness_ms() is None
+
+
+# -- beginning ------------------------------------------------------------------------------------
+
+
+async def test_a_node_has_one_life(one: Any) -> None:
+    node = await one.lone()
+    with pytest.raises(StoppedError, match="started once"):
+        await node.start()
+    assert (await node.propose(b"x")).result == 1
+    await node.stop()
+    with pytest.raises(StoppedError, match="started once"):
+        await node.start()
+
+
+async def test_there_is_no_end_to_wait_for_before_the_start(one: Any) -> None:
+    node = one.build("a")
+    with pytest.raises(StoppedError, match="not started"):
+        await node.wait_stopped()
+    await node.start()
+    assert (await one.leader()) is node
+
+
+async def test_a_log_of_another_node_is_refused_before_anything_happens(one: Any) -> None:
+    node = one.build("a")
+    node.config = CoreConfig("b")
+    with pytest.raises(IdentityError, match="the log belongs to a"):
+        await node.start()
+    assert not one.logs["a"].closed
+    assert not one.machines["a"].closed
+    assert one.network.nodes() == frozenset()
+    node.config = CoreConfig("a")
+    await node.start()
+    assert (await one.leader()) is node

@@ -366,7 +366,7 @@ def lose_the_floor(path: Path) -> None:
     (path / "FLOOR").unlink()
 
 
-@pytest.mark.parametrize("harm", [damage_an_entry, put_back_an_older_log, lose_the_floor])
+@pytest.mark.parametrize("harm", [damage_an_entry, put_back_an_older_log])
 async def test_a_member_that_lost_something_is_filled_again_and_takes_part_again(
     make_cluster: Any, harm: Callable[[Path], None]
 ) -> None:
@@ -400,3 +400,21 @@ async def test_a_member_that_lost_something_is_filled_again_and_takes_part_again
             await cluster.stop_one(other)
     await leader.propose(b"with its voice")
     assert cluster.machines[leader.config.node_id].commands[-1] == b"with its voice"
+
+
+async def test_a_member_whose_floor_is_lost_follows_and_is_to_be_removed(make_cluster: Any) -> None:
+    """Nothing vouches for the votes it gave: it is filled again, and never counts (D3)."""
+    cluster = make_cluster(*NAMES)
+    await cluster.start()
+    leader = await cluster.leader()
+    name = next(n for n in NAMES if n != leader.config.node_id)
+    await leader.propose(b"before")
+    await cluster.until_equal([b"before"])
+    await cluster.stop_one(name)
+    lose_the_floor(cluster.root / name)
+    await cluster.start_one(name)
+    await leader.propose(b"after")
+    await cluster.until_equal([b"before", b"after"])
+    await cluster.stop_one(name)
+    await cluster.start_one(name)
+    assert "remove it and let it join again" in (cluster.nodes[name].status().quarantine or "")

@@ -16,6 +16,7 @@ from raftcore import (
     StoppedError,
     StorageError,
     TransferFailedError,
+    TransferringError,
     UnknownPeerError,
 )
 from raftcore.core.errors import InvariantError
@@ -134,6 +135,18 @@ async def test_one_transfer_at_a_time_and_its_outcome_may_stay_unknown(three: An
     assert (await leader.propose(b"still here")).result == 2
 
 
+async def test_a_transfer_that_its_caller_gave_up_is_still_under_way(three: Any) -> None:
+    await three.start(election_timeout_ms=2000)
+    leader = await three.leader()
+    target = name(three.others(leader)[0])
+    await leader.propose(b"x")
+    three.network.partition({target}, set(three.nodes) - {target})
+    with pytest.raises(OutcomeUnknownError):
+        await leader.transfer_leadership(target, timeout_s=0.01)
+    with pytest.raises(ChangeInProgressError, match="under way"):
+        await leader.transfer_leadership(target)
+
+
 async def test_leadership_does_not_go_to_somebody_who_is_behind(three: Any) -> None:
     await three.start()
     leader = await three.leader()
@@ -144,6 +157,38 @@ async def test_leadership_does_not_go_to_somebody_who_is_behind(three: Any) -> N
         await leader.transfer_leadership(target)
     assert leader.is_leader
     assert (await leader.propose(b"still here")).result == 2
+
+
+@pytest.mark.parametrize(
+    ("behind", "told"), [(True, TransferFailedError), (False, OutcomeUnknownError)]
+)
+async def test_a_transfer_that_is_aborted_is_told_to_who_awaits_it(
+    three: Any, behind: bool, told: type[Exception]
+) -> None:
+    await three.start()
+    leader = await three.leader()
+    target = name(three.others(leader)[0])
+    await leader.propose(b"x")
+    await three.until("the target has everything", lambda: lag_entries(leader, target) == 0)
+    three.network.partition({target}, set(three.nodes) - {target})
+    if behind:
+        await leader.propose(b"unknown there")
+    waiting = asyncio.create_task(leader.transfer_leadership(target))
+    await asyncio.sleep(0)
+    with pytest.raises(TransferringError):
+        await leader.propose(b"too soon")
+    leader.abort_transfer()
+    with pytest.raises(told, match="aborted"):
+        await waiting
+    assert (await leader.propose(b"taken")).result == (3 if behind else 2)
+    leader.abort_transfer()  # nothing to abort any more
+
+
+async def test_only_a_leader_aborts_a_transfer(three: Any) -> None:
+    await three.start()
+    leader = await three.leader()
+    with pytest.raises(NotLeaderError):
+        three.others(leader)[0].abort_transfer()
 
 
 async def test_a_leader_that_stops_hands_over_first(three: Any) -> None:

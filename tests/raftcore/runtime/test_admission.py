@@ -52,7 +52,7 @@ class Cluster:
     def put(self, joiner: Member) -> None:
         members = (*self.configuration.members, joiner)
         self.configuration = replace(self.configuration, members=members)
-        self.desk.on_configuration(self.configuration)
+        self.desk.on_committed(self.configuration)
 
     async def ask(self, joiner: Member) -> Configuration:
         return await self.desk.ask(joiner, lambda: self.configuration)

@@ -64,6 +64,46 @@ def test_a_state_ahead_of_the_log_begins_a_quarantine_and_is_thrown_away() -> No
     assert again.state.quarantined, "it survives the next start, without any state"
 
 
+def test_a_state_ahead_of_the_log_begins_a_quarantine_without_an_end() -> None:
+    """FLOOR, too, was at ease with that log: nothing tells how far term and vote went back."""
+    log = log_of("n1", "n2", "n3")
+    recovery = recover(log, Machine(AppliedPosition(30, 5, b"?" * 32)))
+    assert recovery.state.quarantine_final
+    assert recovery.state.hard_state == HardState(5), "it was in that term"
+    assert recovery.quarantine is not None
+    assert recovery.quarantine.endswith("remove it and let it join again")
+    again = recover(MemoryLog(log.disk), Machine(AppliedPosition()))
+    assert again.state.quarantine_final
+
+
+def test_a_quarantine_that_is_vouched_for_has_an_end() -> None:
+    log = log_of("n1", "n2", "n3")
+    log.enter_quarantine("the log was damaged")
+    log.disk.vouched = True
+    recovery = recover(MemoryLog(log.disk), Machine(AppliedPosition()))
+    assert (recovery.quarantine, recovery.state.quarantined) == ("the log was damaged", True)
+    assert not recovery.state.quarantine_final
+
+
+def test_a_state_of_a_later_term_than_the_log_has_there_begins_a_quarantine_too() -> None:
+    """The log went back and was not shorter for it: an entry that was replaced came back."""
+    log, machine = log_of("n1", "n2", "n3"), Machine(AppliedPosition(20, 3, b"?" * 32))
+    recovery = recover(log, machine)
+    assert recovery.state.quarantine_final
+    assert machine.discarded == 1
+    assert log.disk.quarantine == (
+        "the state machine has applied 20 of term 3, but the log has term 2 there: "
+        "the log went back"
+    )
+
+
+def test_a_state_of_an_earlier_history_is_only_rebuilt() -> None:
+    log, machine = log_of("n1", "n2", "n3"), Machine(AppliedPosition(20, 2, b"?" * 32))
+    recovery = recover(log, machine)
+    assert (recovery.rebuilt, recovery.state.quarantined) == (True, False)
+    assert machine.discarded == 1
+
+
 def test_the_first_reason_of_a_quarantine_stays() -> None:
     log = log_of("n1", "n2", "n3")
     log.enter_quarantine("the log was damaged")

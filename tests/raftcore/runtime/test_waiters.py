@@ -91,7 +91,7 @@ async def test_at_the_end_only_what_nobody_saw_is_certain(proposals: Proposals) 
 
 
 async def test_a_round_of_reads_is_released_or_refused_together() -> None:
-    loop, reads = asyncio.get_running_loop(), Reads(100)
+    loop, reads = asyncio.get_running_loop(), Reads(100, 9)
     assert reads.start_rounds() == []
     first, second = reads.add(loop), reads.add(loop)
     ((number, _),) = reads.start_rounds()
@@ -107,7 +107,7 @@ async def test_a_round_of_reads_is_released_or_refused_together() -> None:
 
 
 async def test_a_round_that_nobody_waits_for_is_forgotten() -> None:
-    loop, reads = asyncio.get_running_loop(), Reads(0)
+    loop, reads = asyncio.get_running_loop(), Reads(0, 9)
     gone, kept = reads.add(loop), reads.add(loop)
     ((number, _),) = reads.start_rounds()
     gone.cancel()
@@ -119,8 +119,25 @@ async def test_a_round_that_nobody_waits_for_is_forgotten() -> None:
     assert reads.abandoned() == []
 
 
+async def test_there_is_a_limit_to_those_who_read_whatever_round_they_are_in() -> None:
+    loop, reads = asyncio.get_running_loop(), Reads(0, 3)
+    first = reads.add(loop)
+    ((number, _),) = reads.start_rounds()
+    second, third = reads.add(loop), reads.add(loop, lease=True)
+    with pytest.raises(OverloadedError):
+        reads.add(loop)
+    second.cancel()
+    reads.release(number, 5)
+    assert await first == 5
+    await asyncio.sleep(0)
+    assert not third.done()
+    reads.add(loop), reads.add(loop)
+    with pytest.raises(OverloadedError):
+        reads.add(loop)
+
+
 async def test_at_the_end_all_reads_are_refused() -> None:
-    loop, reads = asyncio.get_running_loop(), Reads(0)
+    loop, reads = asyncio.get_running_loop(), Reads(0, 9)
     started = reads.add(loop)
     reads.start_rounds()
     waiting = reads.add(loop)

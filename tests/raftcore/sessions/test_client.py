@@ -204,6 +204,26 @@ async def test_registering_is_repeated_and_never_makes_a_command_unknown(leader:
     assert leader.commands == [b"x"]
 
 
+async def test_who_waits_for_the_registration_of_another_call_waits_no_longer_than_it_may() -> None:
+    asked, never = asyncio.Event(), asyncio.Event()
+
+    class Silent:
+        async def propose(self, data: bytes, **_more: Any) -> Proposed:
+            asked.set()
+            await never.wait()
+            raise UNKNOWN
+
+    session = Session(Silent())
+    first = asyncio.create_task(session.propose(b"1"))
+    await asked.wait()
+    async with asyncio.timeout(5):
+        with pytest.raises(RefusedError, match="no session could be registered in time"):
+            await session.propose(b"2", timeout_s=0.01)
+    assert not first.done()
+    first.cancel()
+    await asyncio.wait({first})
+
+
 async def test_a_machine_without_sessions_is_found_out(leader: Leader) -> None:
     class Without:
         async def propose(

@@ -32,6 +32,14 @@ EXPIRED = SessionRefused(SessionRefusal.EXPIRED)
 MALFORMED = SessionRefused(SessionRefusal.MALFORMED)
 
 
+class LongAnswers(MemoryLedger):
+    """Every command's result is long."""
+
+    def apply(self, entries: Any, position: AppliedPosition) -> Any:
+        results = super().apply(entries, position)
+        return [None if result is None else "r" * 500 for result in results]
+
+
 @pytest.fixture
 def ledger() -> MemoryLedger:
     return MemoryLedger()
@@ -182,6 +190,23 @@ def test_a_reply_that_is_too_large_is_kept_from_everybody(script: Any) -> None:
 
 
 # -- life of a session ----------------------------------------------------------------------------
+
+
+def test_the_limit_of_a_reply_is_the_one_in_force_at_its_entry(make_script: Any) -> None:
+    """A later change of limits in the same batch must not reach back: batches differ by node."""
+    told, tables = [], []
+    for batch in (1, 1 << 30):
+        script, machine = make_script(), SessionStateMachine(LongAnswers())
+        client = script.register(machine)
+        script.append(session_command(b"x", 1), client, 1)
+        script.append(limits_command(SessionLimits(reply_bytes=100)), NO_SESSION)
+        script.append(session_command(b"x", 1), client, 2)
+        script.append(limits_command(SessionLimits(reply_bytes=1000)), NO_SESSION)
+        told.append(script.apply(machine, batch=batch))
+        tables.append(list(machine.table.records()))
+    assert told[0] == told[1]
+    assert tables[0] == tables[1]
+    assert (told[0][0], type(told[0][2])) == ("r" * 500, ReplyTooLarge)
 
 
 def test_an_unknown_session_executes_nothing(script: Any, machine: Any, ledger: Any) -> None:

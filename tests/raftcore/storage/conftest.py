@@ -160,11 +160,12 @@ class Place:
             file.write(data)
 
     def hashes(self, path: Path) -> dict[str, str]:
-        """A digest of every file below ``path`` but for the locks."""
+        """A digest of every file below ``path`` but for the locks, and the mark of a clean stop,
+        which a start takes before it maps the log, whether it is refused then or not."""
         return {
             str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(path.rglob("*"))
-            if file.is_file() and file.name not in ("LOCK", "lock.mdb")
+            if file.is_file() and file.name not in ("LOCK", "lock.mdb", "CLEAN")
         }
 
     def crash_all(self) -> None:

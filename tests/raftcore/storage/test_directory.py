@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -367,18 +368,25 @@ def test_a_marker_that_cannot_be_read_is_an_error_not_an_absence(place: Any) -> 
     directory.close()
 
 
-def test_without_rights_beside_the_directory_there_is_no_marker_but_a_warning(
-    place: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_where_no_marker_can_be_written_there_is_none_but_a_warning(
+    place: Any, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
-    class NoRights(Files):
+    """As beside a mount point below a read-only root."""
+
+    class NoMarker(Files):
         def write_atomically(self, path: Path, content: bytes) -> None:
             if path.name.endswith(".raft-cluster"):
-                raise PermissionError(13, "Permission denied")
+                path.with_name(path.name + ".tmp").write_bytes(content[:10])
+                raise OSError(number, os.strerror(number))
             super().write_atomically(path, content)
 
-    log = place.create("node", files=NoRights())
+    log = place.create("node", files=NoMarker())
     assert log.load().last_index == 1
     assert "no marker" in caplog.text
+    assert sorted(path.name for path in place.root.iterdir()) == ["node"]
+    place.close(log)
+    place.log(place.directory("node", NoMarker()))
 
 
 CREATION_STEPS = 13

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import lmdb
@@ -26,7 +27,7 @@ from raftcore.storage import latch
 from raftcore.storage.base import Write
 from raftcore.storage.environment import Environment
 from raftcore.storage.files import storage_error
-from raftcore.testing.storage_model import begin_term, commands
+from raftcore.testing.storage_model import begin_term, commands, take_snapshot
 
 
 def append(log: Any, first: int, last: int, data: bytes = b"x") -> None:
@@ -284,6 +285,42 @@ def test_a_short_write_on_a_full_disk_is_no_space(
         with pytest.raises(StorageError) as caught:
             append(log, 10, 12)
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    ("failing", "use"),
+    [
+        ("log_reader.checked_entry", lambda log, _: log.read(1, 5, 10**6)),
+        ("environment.Environment.get_link", lambda log, _: log.chain_at(3)),
+        ("snapshots.os.pread", lambda log, meta: log.read_snapshot_chunk(meta, 0, 9)),
+        ("snapshots.SnapshotDecoder._take", lambda log, meta: list(log.snapshot_records(meta))),
+    ],
+    ids=["entries", "chain", "snapshot chunk", "snapshot records"],
+)
+def test_a_failing_read_is_final_like_a_failing_write(
+    place: Any, monkeypatch: pytest.MonkeyPatch, failing: str, use: Callable[[Any, Any], object]
+) -> None:
+    """Rule 46: what the disk can not read it may not have written either."""
+    log = place.filled("node", 9)
+    log.adopt_snapshot(take_snapshot(log, 5, [b"one"]))
+    meta = log.newest_snapshot()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"raftcore.storage.{failing}", fail)
+        with pytest.raises(StorageError, match="Input/output error") as first:
+            use(log, meta)
+    assert first.value.exit_code is ExitCode.STORAGE_IO
+    for after in (lambda: append(log, 10, 12), lambda: log.read(1, 5, 100), log.newest_snapshot):
+        with pytest.raises(StorageError) as again:
+            after()
+        assert again.value is first.value
+    path = place.close(log)
+    assert not (path / "log" / "CLEAN").exists(), "the next start verifies everything"
+    recovered = place.again(path.name).load()
+    assert (recovered.last_index, recovered.snapshot) == (9, meta)
 
 
 def test_a_log_that_failed_is_not_marked_clean(place: Any) -> None:

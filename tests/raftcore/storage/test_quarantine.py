@@ -11,7 +11,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from raftcore.core.types import HardState
+from raftcore.core.types import HardState, Position
 from raftcore.errors import ExitCode, FormatTooNewError, LogCorruptError, StorageError
 from raftcore.storage import environment, opening, salvage
 from raftcore.storage.base import Write
@@ -65,17 +65,19 @@ def test_golden_bytes() -> None:
     assert encode_quarantine(Quarantine("why", 1_700_000_000_000, FLOOR, "log.damaged-1")) == (
         b'{"floor":{"last_index":40,"last_term":2,"other_voters":2,"runs":7,"term":3,"vote":"n2"},'
         b'"format_version":2,"min_reader_version":2,"reason":"why","replaces":"log.damaged-1",'
-        b'"since_ms":1700000000000}\n9391555d\n'
+        b'"since_ms":1700000000000,"vouched":false}\n1a9922ad\n'
     )
 
 
 def test_a_record_comes_back_and_keeps_its_first_reason(tmp_path: Path) -> None:
     file = QuarantineFile(tmp_path, Files())
     assert file.read() is None
-    first = file.begin("first", FLOOR)
+    first = file.begin("first", FLOOR, vouched=True)
     assert file.read() == first
-    second = file.begin("second", None, "log.damaged-1")
+    second = file.begin("second", None, "log.damaged-1", vouched=True)
     assert second == replace(first, replaces="log.damaged-1")
+    third = file.begin("third", FLOOR, vouched=False)
+    assert third == replace(first, vouched=False) == file.begin("fourth", FLOOR, vouched=True)
     file.end()
     file.end()
     assert file.read() is None
@@ -379,6 +381,93 @@ def test_at_most_a_few_damaged_logs_are_kept(place: Any) -> None:
     shutil.rmtree(path / "log.damaged-2")
     assert place.again("node").load().last_index == 9
     assert "log.damaged-2" in names(path)
+
+
+# -- whether it has an end ------------------------------------------------------------------------
+
+
+def test_floor_vouches_for_term_and_vote_of_a_damaged_log(place: Any) -> None:
+    path = place.crash(filled(place))
+    flip_entry(path, 30)
+    assert not place.again("node").load().quarantine_final
+
+
+def test_without_floor_nothing_vouches_and_the_quarantine_has_no_end(place: Any) -> None:
+    path = place.crash(filled(place))
+    (path / "FLOOR").unlink()
+    found = place.again("node").load()
+    assert (found.quarantine, found.quarantine_final) == ("FLOOR is missing or damaged", True)
+    place.close_all()
+    assert place.again("node").load().quarantine_final, "FLOOR is there again, and knows no more"
+
+
+def test_a_damaged_log_without_floor_has_no_end_of_its_quarantine(place: Any) -> None:
+    path = place.crash(filled(place))
+    flip_entry(path, 30)
+    (path / "FLOOR").unlink()
+    assert place.again("node").load().quarantine_final
+
+
+def test_a_floor_that_goes_missing_in_quarantine_takes_its_end_away(place: Any) -> None:
+    path = place.crash(filled(place))
+    flip_entry(path, 30)
+    assert not place.again("node").load().quarantine_final
+    place.close_all()
+    (path / "FLOOR").unlink()
+    found = place.again("node").load()
+    assert "entry 30" in found.quarantine
+    assert found.quarantine_final
+
+
+def test_a_floor_that_a_program_without_floor_has_left_behind_vouches_for_nothing(
+    place: Any,
+) -> None:
+    path = place.crash(filled(place))
+    env = lmdb.open(str(path / "log"), max_dbs=2, map_size=1 << 26)
+    with env.begin(write=True, db=env.open_db(b"meta")) as txn:
+        runs = unseal(txn.get(environment.RUNS))
+        txn.put(environment.RUNS, seal(runs | {"count": runs["count"] + 1}))
+    env.close()
+    flip_entry(path, 30)
+    assert place.again("node").load().quarantine_final
+
+
+def test_a_record_of_before_that_was_written_down_has_no_end(place: Any) -> None:
+    path = place.close(filled(place))
+    body = {"reason": "why", "since_ms": 0, "floor": None, "replaces": None}
+    (path / "QUARANTINE").write_bytes(seal(body | {"format_version": 2, "min_reader_version": 2}))
+    found = place.again("node").load()
+    assert (found.quarantine, found.quarantine_final) == ("why", True)
+
+
+def test_a_state_ahead_of_a_log_that_floor_vouched_for_goes_back_beyond_floor(place: Any) -> None:
+    log = filled(place)
+    assert log.enter_quarantine("the state is ahead", Position(2, 60))
+    assert log.enter_quarantine("again", Position(2, 60))
+    assert place.reopen(log).load().quarantine_final
+
+
+@pytest.mark.parametrize(
+    ("applied", "final"),
+    [
+        (Position(2, 50), False),
+        (Position(1, 1049), False),
+        (Position(2, 1050), True),
+        (Position(3, 50), True),
+        (None, True),
+    ],
+)
+def test_a_state_ahead_by_what_floor_noticed_does_not_take_the_end_away(
+    place: Any, applied: Position | None, *, final: bool
+) -> None:
+    """FLOOR knew of 50 entries and term 2, and may have missed 999 entries."""
+    path = place.crash(filled(place))
+    flip_entry(path, 30)
+    log = place.again("node")
+    assert not log.load().quarantine_final
+    assert log.enter_quarantine("the state is ahead", applied) is final
+    place.close_all()
+    assert place.again("node").load().quarantine_final is final
 
 
 # -- the quarantine itself ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import shutil
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,17 @@ import lmdb.verify
 import pytest
 
 from raftcore.core.types import Entry, EntryType, HardState
-from raftcore.errors import ExitCode, FormatTooNewError, LogCorruptError, TruncatedFileError
-from raftcore.storage import environment, recovery
+from raftcore.errors import (
+    ExitCode,
+    FormatTooNewError,
+    LogCorruptError,
+    StorageError,
+    TruncatedFileError,
+)
+from raftcore.storage import environment, opening, recovery
 from raftcore.storage.base import Write
 from raftcore.storage.plan import Link, stored_value
-from raftcore.testing.storage_model import command
+from raftcore.testing.storage_model import command, commands
 
 OPEN = """
     import sys
@@ -47,6 +54,14 @@ def data_file(path: Path) -> Path:
     return path / "log" / "data.mdb"
 
 
+def free_root(path: Path) -> int:
+    """The page at which the free list in force begins."""
+    raw = path.read_bytes()[: 2 * PAGE]
+    metas = [struct.unpack_from("=40x40xQ48x8xQ", raw, n * PAGE) for n in (0, 1)]
+    root: int = max(metas, key=lambda meta: meta[1])[0]
+    return root
+
+
 # -- structure ------------------------------------------------------------------------------------
 
 
@@ -65,6 +80,30 @@ def test_a_log_cut_short_is_refused_without_a_signal(place: Any, children: Any, 
         assert code == 76
         assert digest(data_file(copy)) == before
         shutil.rmtree(copy)
+
+
+def test_a_log_cut_within_its_free_list_is_refused_without_a_signal(
+    place: Any, children: Any
+) -> None:
+    """No reader comes by those pages: it would be the first write that dies."""
+    log, copy, tried = place.create("node"), place.root / "copy", 0
+    for last in range(31, 1200, 30):
+        log.persist([Write(HardState(2), None, commands(last - 29, last, 2), commit_hint=last)])
+        path = log._directory.path
+        root, pages = free_root(data_file(path)), data_file(path).stat().st_size // PAGE
+        if root != pages - 1:
+            continue
+        shutil.copytree(path, copy)
+        (copy / "log" / "lock.mdb").unlink()
+        with data_file(copy).open("r+b") as file:
+            file.truncate(root * PAGE)
+        code, said = children.run(OPEN, copy, 0)
+        assert (code, said.split()[0]) == (76, "E_TRUNCATED"), (last, said)
+        shutil.rmtree(copy)
+        tried += 1
+        if tried == 5:
+            return
+    pytest.fail(f"only {tried} logs ended with their free list")
 
 
 @pytest.mark.parametrize("limit", [IN_PROCESS, 0])
@@ -183,6 +222,48 @@ def test_structure_is_verified_after_an_unclean_stop_only(
     (path / "log" / "CLEAN").write_bytes(b"nonsense")
     place.again("node")
     assert len(looked) == 2
+
+
+def test_a_start_that_dies_of_a_page_that_rotted_is_followed_by_one_that_looks(
+    place: Any, monkeypatch: pytest.MonkeyPatch, crash: type[BaseException]
+) -> None:
+    """Size and time of the file say that nobody touched it, so the first start maps it."""
+    path = place.close(place.filled("node"))
+
+    def die(*_: Any, **__: Any) -> None:
+        raise crash("SIGBUS")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opening.Environment, "open", die)
+        with pytest.raises(crash):
+            place.again("node")
+    looked: list[Path] = []
+    monkeypatch.setattr(recovery, "_verify_structure", looked.append)
+    place.again("node")
+    assert looked == [path / "log"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (lmdb.Error("mdb_cursor_get: Invalid argument"), LogCorruptError),
+        (lmdb.BadTxnError("mdb_get"), LogCorruptError),
+        (lmdb.DiskError("mdb_txn_begin: No space left on device"), StorageError),
+        (lmdb.ReadersFullError("mdb_txn_begin"), StorageError),
+    ],
+)
+def test_what_lmdb_says_of_the_content_is_damage_and_what_it_says_of_the_system_is_not(
+    place: Any, monkeypatch: pytest.MonkeyPatch, said: lmdb.Error, kind: type[Exception]
+) -> None:
+    place.close(place.filled("node"))
+
+    def fail(*_: Any) -> None:
+        raise said
+
+    monkeypatch.setattr(opening, "verify_entries", fail)
+    with pytest.raises(StorageError) as caught:
+        place.again("node")
+    assert type(caught.value) is kind
 
 
 def test_a_file_put_in_place_of_the_one_left_clean_is_verified(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
@@ -11,15 +12,17 @@ import pytest
 
 from raftcore.core.types import Configuration, Member
 from raftcore.errors import StorageError
-from raftcore.storage.base import LogStorage, Write
+from raftcore.storage.base import LogStorage, Recovered, Write
 from raftcore.storage.directory import DataDirectory
 from raftcore.storage.lmdb_log import LmdbLog, open_log
 from raftcore.testing import (
     Fault,
     MemoryDisk,
     MemoryLog,
+    SimulatedCrash,
     WitnessedStorage,
     check_crash_at_every_operation,
+    on,
     storage_workload,
 )
 from raftcore.testing.crash_checks import ENDING
@@ -43,7 +46,8 @@ def reopen_memory_log(storage: LogStorage) -> MemoryLog:
 def test_memory_log_keeps_what_it_acknowledged_wherever_a_run_ends() -> None:
     report = check_crash_at_every_operation(new_memory_log, reopen_memory_log)
     divisible = sum(operation in DIVISIBLE for operation in report.operations)
-    assert report.runs == len(report.operations) * (len(ENDING) - 1) + divisible
+    # A torn run only where a part can be done, two where an operation hangs.
+    assert report.runs == len(report.operations) * len(ENDING) + divisible
 
 
 def test_the_workload_uses_every_operation_of_a_store() -> None:
@@ -79,9 +83,9 @@ def test_lmdb_log_keeps_what_it_acknowledged_wherever_a_run_ends(tmp_path: Path)
         found = open_log(directory, map_size_bytes=16 * 2**20)
         return Closing(found)
 
-    crashes = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.TORN)
+    crashes = (Fault.CRASH_BEFORE, Fault.CRASH_AFTER, Fault.TORN, Fault.HUNG)
     report = check_crash_at_every_operation(create, reopen, faults=crashes)
-    assert report.runs == len(made) - 1 > 2 * len(report.operations)
+    assert report.runs == len(made) - 1 > 4 * len(report.operations)
 
 
 class Closing:
@@ -180,6 +184,58 @@ def test_a_store_that_drops_entries_with_a_snapshot_is_found() -> None:
 
     with pytest.raises(AssertionError, match="found"):
         check(Greedy)
+
+
+def test_a_store_that_asserts_what_a_later_operation_makes_durable_is_found() -> None:
+    """A run that ends well shows nothing of it; one that ends while that operation hangs does."""
+
+    class Lazy(MemoryLog):
+        held: Sequence[Write] = ()
+
+        def persist(self, writes: Sequence[Write]) -> None:
+            self.held = writes
+
+        def load(self) -> Recovered:
+            super().persist(self.held)
+            return super().load()
+
+    def vote_then_load(storage: LogStorage) -> None:
+        begin_term(storage, 2, "a")
+        storage.load()
+
+    with pytest.raises(AssertionError, match="hung operation 1, load, never done: found"):
+        check_crash_at_every_operation(
+            lambda: Lazy(new_disk()), reopen_memory_log, vote_then_load, faults=[Fault.HUNG]
+        )
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_crash_ends_a_hanging_operation_either_way(done: bool) -> None:
+    disk = new_disk()
+    witness = WitnessedStorage(MemoryLog(disk), on("persist", Fault.HUNG))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(begin_term, witness, 7, "a")
+        assert witness.hanging.wait(10)
+        before = disk.shape.hard_state.term
+        witness.crash(done=done)
+        with pytest.raises(SimulatedCrash):
+            running.result()
+    assert before < 7
+    assert (disk.shape.hard_state.term == 7) is done
+    with pytest.raises(SimulatedCrash):
+        witness.load()
+
+
+def test_a_workload_that_ends_before_it_hangs_is_found() -> None:
+    calls = [0]
+
+    def once(storage: LogStorage) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            begin_term(storage, 2)
+
+    with pytest.raises(AssertionError, match="before it hung"):
+        check_crash_at_every_operation(new_memory_log, reopen_memory_log, once, faults=[Fault.HUNG])
 
 
 def test_a_workload_that_goes_on_after_an_error_is_found() -> None:

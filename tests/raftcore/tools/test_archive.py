@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import stat
 import tarfile
 from collections.abc import Callable
@@ -14,7 +16,13 @@ import pytest
 from raftcore.errors import FormatTooNewError, LogCorruptError, RefusedError, StorageError
 from raftcore.storage.closed import ClosedDirectory
 from raftcore.storage.records import seal, unseal
-from raftcore.tools.archive import Archived, backup, backup_running, restore
+from raftcore.tools.archive import (
+    MAX_MANIFEST_BYTES,
+    Archived,
+    backup,
+    backup_running,
+    restore,
+)
 from raftcore.tools.rebuilding import NewMember
 from raftcore.tools.verification import verify
 
@@ -99,6 +107,67 @@ def test_an_existing_file_is_never_replaced(source: Directories) -> None:
         archived(source, out="nowhere/b.tar")
 
 
+def test_a_file_that_appears_meanwhile_is_not_replaced(source: Directories) -> None:
+    out = source.path("b.tar")
+
+    def meanwhile(what: str, *_: int) -> None:
+        if what == "writing the archive":
+            out.write_bytes(b"precious")
+
+    with (
+        ClosedDirectory.open(source.path("n1")) as directory,
+        pytest.raises(RefusedError, match="exists"),
+    ):
+        backup(directory, out, on_progress=meanwhile)
+    assert out.read_bytes() == b"precious"
+    assert leftovers(source.root) == []
+
+
+def test_a_file_system_without_links_takes_a_backup_too(
+    source: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    made = archived(source)
+    assert restore(made.path, source.path("new")).last_index == 20
+    assert leftovers(source.root) == []
+
+
+def test_a_file_of_somebody_else_beside_the_archive_is_left_alone(source: Directories) -> None:
+    source.path("b.tar.tmp").write_bytes(b"mine")
+    archived(source)
+    assert source.path("b.tar.tmp").read_bytes() == b"mine"
+
+
+def test_an_archive_is_not_made_in_the_directory_that_it_is_of(source: Directories) -> None:
+    before = source.fingerprint("n1")
+    with pytest.raises(RefusedError, match="never changed"):
+        archived(source, out="n1/b.tar")
+    assert source.fingerprint("n1") == before
+
+
+@pytest.mark.parametrize("doubt", ["quarantine", "FLOOR"])
+def test_a_directory_in_doubt_is_backed_up_only_when_that_is_said_and_says_so(
+    source: Directories, doubt: str
+) -> None:
+    if doubt == "FLOOR":
+        (source.path("n1") / "FLOOR").unlink()
+    else:
+        (source.path("n1") / "QUARANTINE").write_bytes(b"not a record, but there")
+    with pytest.raises(RefusedError, match=doubt):
+        archived(source)
+    assert not source.path("b.tar").exists()
+    with ClosedDirectory.open(source.path("n1")) as directory:
+        made = backup(directory, source.path("b.tar"), despite_doubt=True)
+    restore(made.path, source.path("new"))
+    with ClosedDirectory.open(source.path("new")) as directory:
+        origin = directory.record("ORIGIN")
+    assert origin is not None
+    assert doubt in origin["details"]["doubt"]
+
+
 def test_a_damaged_directory_is_not_backed_up(source: Directories) -> None:
     source.damage("n1")
     with pytest.raises(LogCorruptError):
@@ -154,6 +223,32 @@ def test_an_archive_cut_short_anywhere_is_refused(source: Directories) -> None:
         with pytest.raises(StorageError):
             restore(made.path, source.path("new"))
     assert not source.path("new").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"x" * 5000, b"\0" * 10240, None])
+def test_what_is_no_archive_is_called_that(source: Directories, content: bytes | None) -> None:
+    """None: a tar of something else."""
+    path = source.path("b.tar")
+    if content is None:
+        with tarfile.open(path, "w") as tar:
+            tar.addfile(tarfile.TarInfo("holiday.jpg"))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(LogCorruptError, match=r"b\.tar is not a raftcore archive"):
+        restore(path, source.path("new"))
+    assert not source.path("new").exists()
+    assert leftovers(source.root) == []
+
+
+def test_a_manifest_that_is_too_large_is_not_read(source: Directories) -> None:
+    made = archived(source)
+
+    def grow(parts: list[Any]) -> None:
+        parts[0] = (parts[0][0], b" " * (MAX_MANIFEST_BYTES + 1))
+
+    rewrite(made.path, grow)
+    with pytest.raises(LogCorruptError, match="too many"):
+        restore(made.path, source.path("new"))
 
 
 def rewrite(path: Path, edit: Callable[[list[tuple[tarfile.TarInfo, bytes]]], None]) -> None:
@@ -268,3 +363,77 @@ def test_a_target_that_is_not_empty_is_refused(source: Directories) -> None:
         restore(made.path, source.path("n2"))
     assert source.fingerprint("n2") == before
     assert leftovers(source.root) == []
+
+
+def test_a_target_that_is_not_empty_is_refused_before_anything_is_unpacked(
+    source: Directories,
+) -> None:
+    with pytest.raises(RefusedError, match="not an empty"):
+        restore(source.path("no such archive"), source.path("n2"))
+
+
+def test_an_empty_target_that_is_there_is_where_the_archive_is_unpacked(
+    source: Directories,
+) -> None:
+    """It may be a mount point below something read-only or small."""
+    made, target = archived(source), source.path("new")
+    target.mkdir()
+    seen: set[str] = set()
+    restore(
+        made.path,
+        target,
+        on_progress=lambda *_: seen.update(leftovers(target), leftovers(source.root)),
+    )
+    assert len(seen) == 1
+    assert leftovers(target) == []
+    with ClosedDirectory.open(target) as directory:
+        assert verify(directory).findings == ()
+
+
+def test_a_place_to_unpack_can_be_given(source: Directories) -> None:
+    made, staging = archived(source), source.path("staging")
+    staging.mkdir()
+    seen: list[str] = []
+    restore(
+        made.path,
+        source.path("new"),
+        staging=staging,
+        on_progress=lambda *_: seen.extend(leftovers(staging)),
+    )
+    assert seen
+    assert list(staging.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        NewMember(""),
+        NewMember("x" * 256),
+        NewMember("n1", "h" * 600 + ":1"),
+        NewMember("n1", attributes=(("k", "v" * 5000),)),
+        NewMember("n1", attributes=tuple((f"k{n}", "") for n in range(65))),
+        NewMember("\udcff"),
+    ],
+)
+def test_a_member_that_no_peer_would_take_is_refused(
+    source: Directories, member: NewMember
+) -> None:
+    made = archived(source)
+    with pytest.raises(RefusedError):
+        restore(made.path, source.path("new"), member=member)
+    assert not source.path("new").exists()
+
+
+def test_a_sparse_member_is_refused(source: Directories) -> None:
+    made = archived(source)
+    raw = bytearray(made.path.read_bytes())
+    with tarfile.open(made.path) as tar:
+        info = tar.getmember("IDENTITY")
+    header = raw[info.offset : info.offset + 512]
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    raw[info.offset : info.offset + 512] = header
+    made.path.write_bytes(raw)
+    with pytest.raises(LogCorruptError):
+        restore(made.path, source.path("new"))

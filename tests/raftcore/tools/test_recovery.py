@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from raftcore.core.membership import encode_configuration
@@ -14,8 +15,10 @@ from raftcore.core.types import Configuration, Entry, EntryType, Member, Positio
 from raftcore.errors import IdentityError, LockedError, LogCorruptError, RefusedError
 from raftcore.storage.closed import ClosedDirectory
 from raftcore.storage.directory import DataDirectory
+from raftcore.storage.environment import key_of
 from raftcore.testing.storage_model import commands
-from raftcore.tools.rebuilding import NewMember
+from raftcore.tools import recovery as recovery_tool
+from raftcore.tools.rebuilding import NewMember, Source
 from raftcore.tools.recovery import Plan, _can_commit, plan_recovery
 
 Directories = Any  #: of the conftest above
@@ -163,6 +166,71 @@ def test_an_uncommitted_change_of_members_counts_both_before_and_after(
     assert not plan.loss.possible
 
 
+def joined_and_torn(directories: Directories) -> None:
+    """n1, n4, n5 hold a committed configuration of voters n1, n2, n3; n1 also the beginning of a
+    change to n1, n4, n5, and one damaged entry after that."""
+    base = directories.found("n1", "n2", "n3", "n4", "n5")
+    everybody = tuple(replace(m, voter=m.node_id in ("n1", "n2", "n3")) for m in base.members)
+    old = Configuration(base.cluster_id, everybody, level=2)
+    joint = replace(
+        old,
+        members=tuple(replace(m, voter=m.node_id in ("n1", "n4", "n5")) for m in base.members),
+        old_voters=("n1", "n2", "n3"),
+        leaving=("n2", "n3"),
+    )
+    first, second = (
+        Entry(index, 2, EntryType.CONFIGURATION, encode_configuration(configuration))
+        for index, configuration in ((2, old), (21, joint))
+    )
+    for name in ("n1", "n4", "n5"):
+        directories.append(name, [first, *commands(3, 20, 2)], term=2, commit=20)
+    directories.append("n1", [second, *commands(22, 30, 2)], term=2, commit=20)
+    damage_entry(directories.path("n1"), 27)
+
+
+def damage_entry(path: Path, index: int) -> None:
+    env = lmdb.open(str(path / "log"), max_dbs=4, map_size=2**26, lib_version=0)
+    entries = env.open_db(b"entries", create=False)
+    with env.begin(write=True) as txn:
+        value = bytearray(txn.get(key_of(index), db=entries))
+        value[-10] ^= 1
+        txn.put(key_of(index), bytes(value), db=entries)
+    env.close()
+
+
+def test_a_salvaged_log_counts_every_configuration_that_may_be_in_force(
+    directories: Directories,
+) -> None:
+    """n2 and n3 are a majority of the one that is committed, whatever came after it."""
+    joined_and_torn(directories)
+    paths = [directories.path(name) for name in ("n1", "n4", "n5")]
+    with plan_recovery(paths, salvage=True) as recovery:
+        plan = recovery.plan
+    assert (plan.best.identity.node_id, plan.best.last) == ("n1", Position(2, 26))
+    assert plan.loss.possible
+    assert plan.configuration_index == 21
+    assert not plan.quorum_here
+
+
+def test_where_no_configuration_is_known_to_be_committed_loss_is_possible(
+    directories: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the log's beginning said of the members is gone with it."""
+    directories.found("n1", "n2", "n3", "n4")
+    for name in ("n1", "n2"):
+        directories.fill(name, 10)
+    assert not planned(directories, "n1", "n2").loss.possible
+    whole = recovery_tool.verified_source
+
+    def torn(*arguments: Any) -> Source:
+        source = whole(*arguments)
+        shape = replace(source.shape, commit_hint=4)
+        return replace(source, shape=shape, configurations=((5, source.configuration),))
+
+    monkeypatch.setattr(recovery_tool, "verified_source", torn)
+    assert planned(directories, "n1", "n2").loss.possible
+
+
 @pytest.mark.parametrize("size", range(1, 8))
 def test_quorum_arithmetic_agrees_with_counting(size: int) -> None:
     names = [f"n{n}" for n in range(size)]
@@ -236,6 +304,15 @@ def test_without_the_clusters_id_nothing_is_made(three: Directories) -> None:
             with pytest.raises(RefusedError, match="is not the id"):
                 recovery.execute(three.path("new"), confirm=wrong)
     assert not three.path("new").exists()
+
+
+def test_nothing_is_made_in_a_survivor(three: Directories) -> None:
+    before = three.fingerprint("n3")
+    with plan_recovery([three.path("n3")]) as recovery:
+        for into in (three.path("n3"), three.path("n3") / "new"):
+            with pytest.raises(RefusedError, match="never changed"):
+                recovery.execute(into, confirm=recovery.plan.cluster_id)
+    assert three.fingerprint("n3") == before
 
 
 def test_a_quorum_is_not_recovered_unless_that_is_said_too(three: Directories) -> None:

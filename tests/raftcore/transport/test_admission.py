@@ -71,6 +71,37 @@ async def test_a_guest_is_answered_over_its_own_connection(
     assert set(a.introductions()) == {"b"}
 
 
+async def test_a_peer_that_is_not_where_we_dial_is_answered_over_its_own_connection(
+    make_cluster: Any, eventually: Eventually
+) -> None:
+    """A node that is filled with old entries knows a leader that has moved at its old address."""
+    cluster = make_cluster("a", "b", "d")
+    nowhere = f"127.0.0.1:{cluster.ports['d']}"  # d is not started
+    a = await cluster.start("a", configuration=cluster.with_member("b", address=nowhere))
+    b = await cluster.start("b")
+    await eventually(lambda: b.connected() == {"a"})
+    assert a.guests() == a.connected() == frozenset()
+    reply = HeartbeatReply("a", 7, 3, Health(5, True, 2))
+    a.send("b", reply)
+    await eventually(lambda: cluster.receivers["b"].messages == [reply])
+    configure(a, cluster.configuration)  # it has learnt where b is
+    await eventually(lambda: a.connected() == {"b"})
+    assert (cluster.receivers["a"].lost, cluster.receivers["b"].lost) == ([], [])
+
+
+async def test_the_end_of_the_only_connection_to_a_peer_is_told(
+    make_cluster: Any, eventually: Eventually
+) -> None:
+    cluster = make_cluster("a", "b", "d")
+    nowhere = f"127.0.0.1:{cluster.ports['d']}"  # d is not started
+    a = await cluster.start("a", configuration=cluster.with_member("b", address=nowhere))
+    b = await cluster.start("b")
+    await eventually(lambda: b.connected() == {"a"})
+    a.send("b", Heartbeat("a", 7, 0, 0))
+    await b.close()
+    await eventually(lambda: cluster.receivers["a"].lost == ["b"])
+
+
 async def test_a_node_without_any_member_takes_the_cluster_in_as_guests(
     make_cluster: Any, eventually: Eventually
 ) -> None:

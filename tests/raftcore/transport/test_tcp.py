@@ -15,6 +15,7 @@ from raftcore.core.messages import AppendRequest, Heartbeat, SnapshotChunk
 from raftcore.core.types import Configuration, Entry, EntryType, SnapshotMeta
 from raftcore.errors import (
     EntryTooLargeError,
+    ListenError,
     NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
@@ -22,7 +23,8 @@ from raftcore.errors import (
     StoppedError,
     UnknownPeerError,
 )
-from raftcore.transport import outbound
+from raftcore.storage.base import Identity
+from raftcore.transport import inbound, outbound
 from raftcore.transport.connection import worth_a_line
 from raftcore.transport.options import TransportOptions
 from raftcore.transport.outbound import OutboundConnection
@@ -679,6 +681,47 @@ async def test_requests_are_bounded_on_both_sides(
     go.set()
     await eventually(lambda: asked._context.handling["a"] == 0)
     assert await asker.request("b", b"x", 60) == b"x"
+
+
+@pytest.mark.parametrize("side", ["request", "answer"])
+async def test_what_is_far_too_large_is_not_even_encoded(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch, side: str
+) -> None:
+    cluster = make_cluster("a", "b", max_frame_bytes=1000)
+    await cluster.start_all()
+    encoded: list[int] = []
+
+    def watch(name: str, encode: Callable[[Any], bytes]) -> None:
+        def encode_watched(what: Any) -> bytes:
+            encoded.append(len(what.payload))
+            return encode(what)
+
+        monkeypatch.setattr(name, encode_watched)
+
+    watch("raftcore.transport.outbound.encode_request", outbound.encode_request)
+    watch("raftcore.transport.inbound.encode_response", inbound.encode_response)
+
+    async def much(sender: str, payload: bytes) -> bytes:
+        return bytes(10_000)
+
+    cluster.receivers["b"].answer = much
+    refusal = EntryTooLargeError if side == "request" else OutcomeUnknownError
+    with pytest.raises(refusal):
+        await cluster.transports["a"].request("b", bytes(10_000 if side == "request" else 10), 60)
+    assert max(encoded, default=0) < 1000
+
+
+async def test_the_address_that_can_not_be_listened_on_is_named(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster("a", "b")
+    a = await cluster.start("a")
+    identity = Identity("c0ffee", "b", b"b" * 16)
+    other = TcpTransport(identity, ("127.0.0.1", a.port), Configuration("c0ffee", ()))
+    with pytest.raises(ListenError, match=f"127.0.0.1, port {a.port}") as refused:
+        await other.start(cluster.receivers["a"])
+    assert refused.value.code == "E_LISTEN"
+    await other.close()
 
 
 async def test_requests_and_answers_that_are_too_large(make_cluster: MakeCluster) -> None:

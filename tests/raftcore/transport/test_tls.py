@@ -20,11 +20,18 @@ from raftcore.core.types import Configuration, Member
 from raftcore.errors import ExitCode, PlainTransportError, TlsError
 from raftcore.formation import Founder, form_cluster
 from raftcore.joining import find_cluster, join_cluster
+from raftcore.startup import open_member
 from raftcore.storage.base import Identity
+from raftcore.storage.directory import DataDirectory
 from raftcore.transport.framing import FrameKind, encode_frame
 from raftcore.transport.handshake import RefusalCode, encode_introduction, introduce
 from raftcore.transport.tcp import TcpTransport
-from raftcore.transport.tls import TlsContexts, TlsOptions, certificate_names
+from raftcore.transport.tls import (
+    TlsContexts,
+    TlsOptions,
+    certificate_names,
+    check_own_certificate,
+)
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
 
@@ -142,6 +149,71 @@ async def test_where_in_the_certificate_the_node_id_may_be(
 def test_a_certificate_without_any_name_is_for_nobody() -> None:
     assert certificate_names({}) == frozenset()
     assert certificate_names({"subjectAltName": (("IP Address", "127.0.0.1"),)}) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("issue", "said"),
+    [
+        (lambda ca, other: ca.issue("b"), "is for b, and this node is a"),
+        (lambda ca, other: ca.issue("a", dns=("b", "c")), "is for b, c, and"),
+        (lambda ca, other: ca.issue("a", trust=other), "refuse .*CERTIFICATE_VERIFY_FAILED"),
+        (lambda ca, other: ca.issue("a", expired=True), "refuse .*CERTIFICATE_VERIFY_FAILED"),
+    ],
+    ids=["other common name", "other names", "of another CA", "expired"],
+)
+def test_a_certificate_that_peers_would_refuse_is_found_at_home(
+    ca: Any, tmp_path: Path, issue: Callable[[Any, Any], TlsOptions], said: str
+) -> None:
+    with pytest.raises(TlsError, match=said):
+        check_own_certificate(issue(ca, other_ca(tmp_path)), "a")
+
+
+@pytest.mark.parametrize(("dns", "uri"), [(None, ()), ((), ()), (("x", "a"), ()), (("x",), ("a",))])
+def test_a_certificate_that_peers_would_take_is_fine_at_home(
+    ca: Any, dns: tuple[str, ...] | None, uri: tuple[str, ...]
+) -> None:
+    check_own_certificate(ca.issue("a", dns=dns, uri=uri), "a")
+
+
+async def test_a_member_is_not_opened_with_the_certificate_of_another(
+    ca: Any, tmp_path: Path
+) -> None:
+    directory = DataDirectory.open(tmp_path / "a", "a", allow_unsupported_fs=True)
+    founders = [Founder("a", "127.0.0.1:9")]
+    with pytest.raises(TlsError, match="this node is a") as refused:
+        await open_member(directory, founders=founders, listen=("127.0.0.1", 0), tls=ca.issue("b"))
+    assert refused.value.exit_code is ExitCode.CONFIG
+    assert directory.identity is None, "nothing was made"
+    directory.close()
+
+
+async def test_a_failed_handshake_says_why_even_if_the_error_does_not(
+    make_cluster: Any, ca: Any, dial: Any, eventually: Eventually,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    cluster = make_cluster("a", "b")
+    a = await cluster.start("a", tls=ca.issue("a"))
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(a._server._context, "loop", _Failing(a._server._context.loop, fail))
+    peer = await dial(a.port)
+    await eventually(lambda: a.stats.tls_failures == 1)
+    await peer.close()
+    (line,) = [r.getMessage() for r in caplog.records if "TLS handshake" in r.getMessage()]
+    assert line.endswith("failed: ConnectionResetError")
+
+
+class _Failing:
+    """A loop whose TLS handshakes fail."""
+
+    def __init__(self, loop: Any, fail: Callable[..., Awaitable[None]]) -> None:
+        self._loop = loop
+        self.connect_accepted_socket = fail
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
 
 
 async def test_plain_and_tls_do_not_mix(make_cluster: Any, ca: Any, eventually: Eventually) -> None:

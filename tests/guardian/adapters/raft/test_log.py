@@ -32,7 +32,9 @@ from raftcore.errors import (
     NotLeaderError,
     OutcomeUnknownError,
     OverloadedError,
+    QuarantinedError,
     RefusedError,
+    RemovedError,
     StoppedError,
     UnknownPeerError,
 )
@@ -57,6 +59,7 @@ class FakeNode:
     callbacks: list[Callable[[Any], None]] = field(default_factory=list)
     configuration: Any = None
     rebuilt: bool = False
+    removed: str | None = None
 
     def on_leadership(self, callback: Callable[[Any], None]) -> None:
         self.callbacks.append(callback)
@@ -275,6 +278,25 @@ async def test_when_the_deadline_passes_before_any_try_got_through_nothing_happe
     assert (await refused(log.execute(COMMAND, timeout_s=0.2))).code == "no_leader"
 
 
+async def test_a_removed_node_passes_nothing_on(log: ClusterLog) -> None:
+    node = attach(log, leader="b")
+    node.removed = "the configuration at 9 no longer has it"
+    problem = await refused(log.execute(COMMAND, timeout_s=5.0))
+    assert (problem.code, "removed" in problem.detail) == ("unavailable", True)
+    assert node.said == []
+
+
+async def test_a_leader_removed_while_it_proposes_says_so(log: ClusterLog) -> None:
+    attach(log, RemovedError("gone"))
+    problem = await refused(log.execute(COMMAND, timeout_s=5.0))
+    assert (problem.code, "removed" in problem.detail) == ("unavailable", True)
+
+
+async def test_a_removal_does_not_make_an_unknown_outcome_certain(log: ClusterLog) -> None:
+    attach(log, OutcomeUnknownError("lost"), *[RemovedError("gone")] * 100)
+    assert (await refused(log.execute(COMMAND, timeout_s=0.3))).code == "outcome_unknown"
+
+
 # -- for other members ----------------------------------------------------------------------------
 
 
@@ -326,6 +348,19 @@ async def test_a_forwarded_command_arrives_as_it_was(log: ClusterLog) -> None:
 
 
 # -- reading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [(QuarantinedError("lost 3"), "lost data"), (RemovedError("gone"), "removed")],
+)
+async def test_a_read_that_this_node_can_not_serve_for_long_is_refused_at_once(
+    log: ClusterLog, error: Exception, word: str
+) -> None:
+    node = attach(log, error)
+    problem = await refused(log.barrier(timeout_s=5.0))
+    assert (problem.code, word in problem.detail) == ("unavailable", True)
+    assert len(node.said) == 1
 
 
 async def test_a_barrier_is_asked_for_until_a_leader_confirms_it(log: ClusterLog) -> None:
@@ -406,3 +441,64 @@ async def test_after_a_rebuild_local_reads_wait_for_a_barrier(log: ClusterLog) -
 async def test_a_state_that_was_not_rebuilt_serves_at_once(log: ClusterLog) -> None:
     attach(log)
     log.require_local()
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+MEMBERS = (Member("a", "a:1", b"a" * 16), Member("b", "b:1", b"b" * 16, voter=False))
+
+
+@dataclass
+class LookedAt(FakeNode):
+    """A node in a certain state."""
+
+    members: tuple[Member, ...] = MEMBERS
+    core: dict[str, Any] = field(default_factory=dict)
+    quarantine: str | None = None
+
+    def status(self) -> Any:
+        core = {
+            "node_id": "a", "role": "follower", "term": 3, "leader_id": "b", "commit_index": 9,
+            "applied_index": 8, "voters": ("a",), "learners": ("b",), "stalled": False,
+            "change_waits_for": None,
+        }  # fmt: skip
+        self.configuration = Configuration("cluster", self.members)
+        return SimpleNamespace(
+            core=SimpleNamespace(**core | self.core),
+            configuration=self.configuration,
+            configuration_version=5,
+            stage="stable",
+            connected=frozenset(),
+            quarantine=self.quarantine,
+            removed=self.removed,
+            joiners=(Member("d", "d:1", b"d" * 16, attributes=((HTTP_ATTRIBUTE, "d:2"),)),),
+        )
+
+
+@pytest.mark.parametrize(
+    ("node", "role", "conditions"),
+    [
+        (LookedAt(), "follower", ()),
+        (LookedAt(core={"role": "leader"}), "leader", ()),
+        (LookedAt(core={"role": "pre_candidate"}), "candidate", ()),
+        (LookedAt(core={"node_id": "b"}), "learner", ()),
+        (LookedAt(members=()), "outside", ("not_a_member",)),
+        (LookedAt(members=MEMBERS[1:], removed="gone at 9"), "outside", ("removed",)),
+        (LookedAt(quarantine="lost 3"), "follower", ("quarantined",)),
+        (LookedAt(core={"stalled": True}), "follower", ("disk_stalled",)),
+        (
+            LookedAt(members=(), quarantine="lost 3", core={"stalled": True}),
+            "outside",
+            ("not_a_member", "quarantined", "disk_stalled"),
+        ),
+    ],
+)
+def test_a_node_says_what_it_is_and_what_keeps_it_from_its_part(
+    log: ClusterLog, node: LookedAt, role: str, conditions: tuple[str, ...]
+) -> None:
+    log.attach(node)  # type: ignore[arg-type]
+    view = log.cluster()
+    assert (view.role, view.conditions) == (role, conditions)
+    assert view.members_version == 5
+    (joiner,) = view.joiners
+    assert (joiner.id, joiner.http_address, joiner.wants_vote) == ("d", "d:2", True)
