@@ -17,11 +17,11 @@ def parse_address(address: str) -> tuple[str, int]:
         raise ValueError(f"{address!r}: an IPv6 host needs brackets")
     if not colon or not host or not (port_text.isascii() and port_text.isdigit()):
         raise ValueError(f"{address!r} is not host:port")
-    if not host.isprintable() or any(character.isspace() for character in host):
-        raise ValueError(f"{address!r}: the host has white space, or what can not be printed")
     port = int(port_text) if len(port_text) <= 5 else 0
     if not 0 < port <= 65535:
         raise ValueError(f"{address!r}: the port must be in 1..65535")
+    if not host.isprintable() or any(character.isspace() for character in host):
+        raise ValueError(f"{address!r}: a host has only visible characters")
     try:
         host.encode("idna")  # what the resolver is asked for
     except UnicodeError as error:

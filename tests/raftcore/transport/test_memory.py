@@ -11,12 +11,7 @@ import pytest
 
 from raftcore.core.messages import Health, Heartbeat, HeartbeatReply
 from raftcore.core.types import Configuration, Member
-from raftcore.errors import (
-    NotLeaderError,
-    OutcomeUnknownError,
-    RefusedError,
-    UnknownPeerError,
-)
+from raftcore.errors import NotLeaderError, OutcomeUnknownError, RefusedError, UnknownPeerError
 from raftcore.transport.memory import MemoryNetwork, MemoryTransport
 
 Eventually = Callable[[Callable[[], object]], Awaitable[None]]
