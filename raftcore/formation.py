@@ -15,8 +15,10 @@ the reverse; hence X = Y. And once a majority holds X durably, a wiped founder c
 again: those who hold X answer it ``already_bootstrapped`` (rule 43).
 
 The configuration's feature level is the lowest that a founder states, so founders of different
-releases found a cluster that all of them can read. From level 2 on it is part of the cluster id:
-founders that disagree about it propose different ids and none of them begins.
+releases found a cluster that all of them can read. It is no part of the argument above: a founder
+that comes back with another release keeps its incarnation, and what it states may go either way.
+From level 2 on the level is part of the cluster id: as long as founders disagree about it they
+propose different ids, and none of them begins.
 
 Only answers of dialled addresses are believed; whoever connects to us learns what we know and
 changes nothing.
@@ -30,7 +32,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from raftcore.core.types import (
@@ -89,6 +91,9 @@ _MIN_INTERVAL_S = 0.02
 _HELLO_TIMEOUT_S = 5.0
 _PROGRESS_INTERVAL_S = 1.0
 _MAX_VISITORS = 64
+#: From the accept to the call of our protocol, in turns of the loop (with a margin).
+_ACCEPT_TURNS = 5
+_CLOSE_TIMEOUT_S = 1.0
 
 
 class FormedWithoutUsError(Exception):
@@ -252,6 +257,8 @@ class _Formation:
         self._problems: dict[NodeId, str] = {}
         self._pokes = {f.node_id: asyncio.Event() for f in self._others}
         self._visitors: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        #: Connections that came too late to be answered.
+        self._late: list[asyncio.StreamWriter] = []
         self._over = False
         self._proposal = ""
         if len(encode_introduction(self._introduction())) > MAX_HELLO_BYTES // 2:
@@ -369,6 +376,7 @@ class _Formation:
             return await result
         finally:
             self._over = True
+            await _stop_accepting(server)
             server.close()
             visitors = dict(self._visitors)
             for running in (*tasks, *visitors):
@@ -377,6 +385,14 @@ class _Formation:
             for writer in visitors.values():
                 writer.transport.abort()  # a task cancelled before its first step did not
             await server.wait_closed()
+            await self._end_late(visitors.values())
+
+    async def _end_late(self, visitors: Iterable[asyncio.StreamWriter]) -> None:
+        """Wait until their sockets are closed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                gone = (writer.wait_closed() for writer in (*visitors, *self._late))
+                await asyncio.gather(*gone, return_exceptions=True)
 
     async def _report(self) -> Configuration:
         while True:
@@ -429,6 +445,8 @@ class _Formation:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._over or len(self._visitors) >= _MAX_VISITORS:
             writer.transport.abort()
+            if self._over:
+                self._late.append(writer)
             return
         task = asyncio.get_running_loop().create_task(self._answer(reader, writer))
         self._visitors[task] = writer
@@ -462,3 +480,16 @@ class _Formation:
         if hello.node_id in self._pokes and self._needs(hello.node_id):
             self._pokes[hello.node_id].set()
         return self._introduction()
+
+
+async def _stop_accepting(server: asyncio.Server) -> None:
+    """Let the loop finish what it has accepted.
+
+    It needs some turns from the accept to the call of our protocol, and if the server is closed
+    meanwhile, it forgets the socket unclosed.
+    """
+    loop = asyncio.get_running_loop()
+    for sock in server.sockets:
+        loop.remove_reader(sock.fileno())  # nothing to remove on uvloop, which needs none of this
+    for _ in range(_ACCEPT_TURNS):
+        await asyncio.sleep(0)

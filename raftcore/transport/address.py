@@ -20,7 +20,7 @@ def parse_address(address: str) -> tuple[str, int]:
     port = int(port_text) if len(port_text) <= 5 else 0
     if not 0 < port <= 65535:
         raise ValueError(f"{address!r}: the port must be in 1..65535")
-    if any(character.isspace() or not character.isprintable() for character in host):
+    if not host.isprintable() or any(character.isspace() for character in host):
         raise ValueError(f"{address!r}: a host has only visible characters")
     try:
         host.encode("idna")  # what the resolver is asked for

@@ -69,7 +69,8 @@ class Context:
         self.introductions[node_id] = introduction
         if len(self.introductions) > _MAX_INTRODUCTIONS:
             del self.introductions[next(iter(self.introductions))]
-        if self.runs.went_back(introduction):
+        # Of a guest it would mean nothing: anybody may come as one, and say what he likes.
+        if node_id in self.membership.peers and self.runs.went_back(introduction):
             self.stats.directories_put_back += 1
             log.error(
                 "%s runs on an older copy of its directory (run %d): what it acknowledged since "

@@ -115,7 +115,9 @@ class TlsListener:
         except Exception as error:  # noqa: BLE001 (a stranger may end its handshake as it likes)
             context.stats.tls_failures += 1
             if worth_a_line(context.stats.tls_failures):
-                log.warning("the TLS handshake with %s failed: %r", address, error)
+                # Some errors of the system say nothing but what they are.
+                why = str(error) or type(error).__name__
+                log.warning("the TLS handshake with %s failed: %s", address, why)
         finally:
             if not secured:
                 self._on_failed(protocol)

@@ -499,6 +499,30 @@ async def test_a_member_of_some_cluster_that_dials_a_founder_hears_that_it_is_fo
     assert decode_refusal(body).code == "forming"
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_visitor_accepted_just_before_the_end_is_hung_up_on_by_then(
+    town: Town, turns: int
+) -> None:
+    task = town.found("a", A1)
+    with contextlib.closing(await asyncio.to_thread(dialled, town.ports["a"])):
+        pass  # it listens
+    visitor = socket.create_connection(("127.0.0.1", town.ports["a"]))
+    with contextlib.closing(visitor):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await town.stop(task)
+        visitor.setblocking(False)
+        with contextlib.suppress(ConnectionResetError):
+            assert visitor.recv(1) == b""  # a BlockingIOError if it still stood
+
+
+def dialled(port: int) -> socket.socket:
+    """A connection to a founder that is about to listen."""
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", port))
+
+
 async def test_visitors_are_bounded(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formation, "_MAX_VISITORS", 0)
     town.found("a", A1)

@@ -279,6 +279,20 @@ def test_a_count_of_runs_that_goes_back_is_noticed_for_each_incarnation() -> Non
     assert not runs.went_back(said(0))  # says nothing
 
 
+async def test_a_guest_raises_no_alarm_whatever_count_of_runs_it_says(
+    make_cluster: Any, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = make_cluster("a", "b")
+    a = await cluster.start("a", configuration=without(cluster.configuration, "b"))
+    for runs in (9, 8, 7):
+        b = await cluster.start("b", facts=Facts(2, runs))
+        await eventually(lambda: a.guests() == {"b"})
+        await b.close()
+        await eventually(lambda: a.guests() == frozenset())
+    assert a.stats.directories_put_back == 0
+    assert "older copy" not in caplog.text
+
+
 async def test_a_directory_that_was_put_back_raises_an_alarm_and_is_let_in(
     make_cluster: Any, eventually: Eventually
 ) -> None:
