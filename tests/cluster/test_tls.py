@@ -56,7 +56,11 @@ def test_nodes_with_certificates_form_a_cluster_and_let_nobody_else_in(
     certify(stranger, Ca(folder(tmp_path, "other"), "other"))
     impostor = cluster.newcomer("node6", "--log-format", "text")
     certify(impostor, ca, "node1")  # a certificate of the cluster's, but of another node
-    outsiders = [plain, stranger, impostor]
+    set_option(impostor, "--join", raft)
+    assert cluster.run(impostor) == 78
+    assert "E_TLS" in impostor.last_log_line()
+    cluster.nodes.remove(impostor)
+    outsiders = [plain, stranger]
     for node in outsiders:
         set_option(node, "--join", raft)
         node.start()
